@@ -1,0 +1,94 @@
+# Public recipes carry a one-line comment; arguments after the name go to the program behind it.
+
+set positional-arguments
+
+just := quote(just_executable())
+python := ".venv/bin/python -P"
+penumbra := ".venv/bin/penumbra"
+
+# List the recipes.
+default:
+    @{{ just }} --list --unsorted
+
+# Compare native execution, shadow page tables by shootdown, and patch channels, checked by the oracle.
+demo *args: setup-demo
+    {{ penumbra }} compare pipeline --schemes native,shootdown,patch "$@"
+
+# Run the tests; arguments go to pytest.
+test *args: setup-dev
+    {{ python }} -m pytest "$@"
+
+# Check style and formatting with ruff.
+lint: setup-dev
+    {{ python }} -m ruff check
+    {{ python }} -m ruff format --check
+
+# Check types with mypy (strict) and pyright.
+types: setup-dev link
+    {{ python }} -m mypy
+    {{ python }} -m pyright --pythonpath .venv/bin/python
+
+# Run one workload under several schemes and print the table side by side.
+compare *args: setup-demo
+    {{ penumbra }} compare "$@"
+
+# Run one workload under one scheme.
+run *args: setup-demo
+    {{ penumbra }} run "$@"
+
+# List workloads, schemes, cost profiles and fault switches.
+list *args: setup-demo
+    {{ penumbra }} list "$@"
+
+# Say what a recording holds and how much guest memory it needs.
+trace-info *args: setup-demo
+    {{ penumbra }} trace info "$@"
+
+# Compare schemes on processes that fork and copy on write.
+fork-storm *args: setup-demo
+    {{ penumbra }} compare examples/fork_storm.toml "$@"
+
+# Compare schemes on a process that maps and unmaps memory without rest.
+mmap-churn *args: setup-demo
+    {{ penumbra }} compare examples/mmap_churn.toml "$@"
+
+# Compare schemes on threads whose guest OS shoots down each other's TLBs.
+shootdown-stress *args: setup-demo
+    {{ penumbra }} compare examples/shootdown_stress.toml "$@"
+
+# Print the JSON schema of the configuration file.
+schema *args: setup-demo
+    {{ penumbra }} schema "$@"
+
+# List the figures, claims and paragraphs of the texts with the file:line that implements each.
+figures *args: setup-demo
+    {{ python }} scripts/figures.py "$@"
+
+# Write the hashed locks again; `just lock --upgrade` takes newer versions.
+lock *args:
+    scripts/lock "$@"
+
+# Check that the locks hold no URL and are what pyproject.toml asks for.
+lock-check:
+    scripts/lock --check
+
+# Make the three links under build/ns through which mypy and pyright see the packages.
+link:
+    @mkdir -p build/ns/penumbra
+    @for room in actors guest hw; do ln -sfn "../../../$room" "build/ns/penumbra/$room"; done
+
+# Remove what can be made again: environment, builds, caches. Recorded runs stay.
+clean:
+    rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+    find actors guest hw tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+[private]
+setup-dev:
+    @scripts/setup requirements-dev.lock
+
+# The kernels are compiled once per change of hw/ or of the lock, not inside the first run.
+[private]
+setup-demo:
+    @scripts/setup requirements.lock
+    @test -z "$(find hw requirements.lock -type f ! -path '*/__pycache__/*' -newer .venv/.stamp-kernels 2>&1)" \
+        || { {{ python }} -m penumbra.hw.compiled && touch .venv/.stamp-kernels; }

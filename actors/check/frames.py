@@ -1,0 +1,136 @@
+"""The guest's frames in machine RAM: who got which, which are watched, what their entries hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from .paging import Format
+
+WATCHED = 1
+NO_FRAME = -1
+_FRAME_SHIFT = 12
+_FRAME_BYTES = 1 << _FRAME_SHIFT
+
+
+class Frames:
+    """RAM as one guest sees it: by guest frames, in entries.
+
+    A guest frame without a machine frame reads as ones, as an address without memory does.
+
+    Invariant: a machine frame's flag WATCHED is set exactly if a watched guest frame lies in it.
+
+    Args:
+        ram: All of the machine's RAM; only read.
+        flags: One byte for each machine frame; only the bit WATCHED is changed.
+    """
+
+    def __init__(self, form: Format, ram: memoryview, flags: memoryview) -> None:
+        self._bytes = memoryview(ram).cast("B")
+        self._entries = self._bytes.cast("I" if form.entry_bytes == 4 else "Q")
+        self._dtype = np.dtype(f"u{form.entry_bytes}")
+        self._width = form.entry_bytes
+        self._per_frame = _FRAME_BYTES // form.entry_bytes
+        self._all_ones = (1 << 8 * form.entry_bytes) - 1
+        self._nothing = np.full(self._per_frame, self._all_ones, self._dtype)
+        self._flags = flags
+        self._n_frames = len(self._bytes) // _FRAME_BYTES
+        self._pfns: dict[int, int] = {}
+        self._guests: dict[int, list[int]] = {}
+        self._watched: set[int] = set()
+
+    @property
+    def n_watched(self) -> int:
+        """Number of guest frames watched."""
+        return len(self._watched)
+
+    def is_granted(self, gfn: int) -> bool:
+        """Tell whether a guest frame lies in a machine frame."""
+        return gfn in self._pfns
+
+    def pfn(self, gfn: int) -> int:
+        """Return the machine frame of a guest frame, or NO_FRAME."""
+        return self._pfns.get(gfn, NO_FRAME)
+
+    def guests_of(self, pfn: int) -> Sequence[int]:
+        """Return the guest frames that lie in a machine frame."""
+        return tuple(self._guests.get(pfn, ()))
+
+    def serves(self, pfn: int, gfn: int) -> bool:
+        """Tell whether `pfn` is what an access to `gfn` must reach: without a grant, no RAM."""
+        granted = self._pfns.get(gfn)
+        return pfn == granted if granted is not None else not 0 <= pfn < self._n_frames
+
+    def grant(self, gfn: int, pfn: int) -> int:
+        """Put a guest frame into a machine frame (a negative one takes it away).
+
+        Returns:
+            The machine frame it was in before, or NO_FRAME.
+        """
+        before = self._pfns.pop(gfn, NO_FRAME)
+        if before != NO_FRAME:
+            self._guests[before].remove(gfn)
+            self._set_flag(before)
+        if pfn >= 0:
+            self._pfns[gfn] = pfn
+            self._guests.setdefault(pfn, []).append(gfn)
+            self._set_flag(pfn)
+        return before
+
+    def watch(self, gfn: int) -> None:
+        """Ask to be told of stores to a guest frame, wherever it lies."""
+        self._watched.add(gfn)
+        self._set_flag(self.pfn(gfn))
+
+    def unwatch(self, gfn: int) -> None:
+        """Take the request back."""
+        self._watched.discard(gfn)
+        self._set_flag(self.pfn(gfn))
+
+    def is_watched(self, gfn: int) -> bool:
+        """Tell whether a guest frame is watched, and flagged if it has a machine frame."""
+        pfn = self.pfn(gfn)
+        return gfn in self._watched and (pfn == NO_FRAME or bool(self._flags[pfn] & WATCHED))
+
+    def _set_flag(self, pfn: int) -> None:
+        if pfn == NO_FRAME:
+            return
+        if any(gfn in self._watched for gfn in self._guests.get(pfn, ())):
+            self._flags[pfn] |= WATCHED
+        else:
+            self._flags[pfn] &= 0xFF ^ WATCHED
+
+    def entry(self, gfn: int, index: int) -> int:
+        """Return an entry of the table in a guest frame, as it is now."""
+        pfn = self._pfns.get(gfn)
+        return self._all_ones if pfn is None else self._entries[pfn * self._per_frame + index]
+
+    def entries(self, gfn: int) -> npt.NDArray[np.unsignedinteger]:
+        """Return all entries of the table in a guest frame: a view of RAM, only to be read."""
+        pfn = self._pfns.get(gfn)
+        if pfn is None:
+            return self._nothing
+        return np.frombuffer(self._bytes, self._dtype, self._per_frame, pfn * _FRAME_BYTES)
+
+    def content(self, gfn: int) -> Sequence[int]:
+        """Return a copy of the entries of the table in a guest frame."""
+        return tuple(self.entries(gfn).tolist())
+
+    def content_before(self, gfn: int, hpa: int, size: int, old: int) -> Sequence[int]:
+        """Return the entries of a table as they were before a store within its frame."""
+        first = self.pfn(gfn) * self._per_frame
+        content = list(self.content(gfn))
+        for number in range(hpa // self._width, (hpa + size - 1) // self._width + 1):
+            if 0 <= number - first < self._per_frame:
+                content[number - first] = self.entry_before(number, hpa, size, old)
+        return tuple(content)
+
+    def entry_before(self, number: int, hpa: int, size: int, old: int) -> int:
+        """Return entry `number` of all RAM as it was before a store of `size` bytes at `hpa`."""
+        shift = (hpa - number * self._width) * 8
+        stored = (1 << 8 * size) - 1
+        mask = (stored << shift if shift >= 0 else stored >> -shift) & self._all_ones
+        before = old << shift if shift >= 0 else old >> -shift
+        return (self._entries[number] & ~mask) | (before & mask)

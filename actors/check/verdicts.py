@@ -1,0 +1,141 @@
+"""What the oracle found, as values; and how a violation reads."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Allowed(msgspec.Struct, frozen=True):
+    """A translation that the access might have used.
+
+    Attributes:
+        pfn: Machine frame, -1 if the guest frame has none.
+        rights: `wux` (write, user, execute), a dash for each that is missing.
+        entries: The values it is made of, from the root down.
+        fresh: Whether the present tables say so; else some cache may still hold it.
+    """
+
+    gfn: int
+    pfn: int
+    rights: str
+    accessed: bool
+    dirty: bool
+    entries: tuple[int, ...]
+    fresh: bool
+
+
+class Value(msgspec.Struct, frozen=True):
+    """A value an entry has held.
+
+    Attributes:
+        start: Number of the store or link from which it held.
+        end: Number of the store that ended it, None for the present value.
+        closed: The event that then closed the window of the page at the VCPU; "" if none did.
+    """
+
+    value: int
+    start: int
+    end: int | None
+    closed: str
+
+
+class EntryHistory(msgspec.Struct, frozen=True):
+    """One entry on the way to the address; `gpa` is where the guest keeps it."""
+
+    name: str
+    gpa: int
+    values: tuple[Value, ...]
+
+
+class Violation(msgspec.Struct, frozen=True):
+    """An access or a fault that nothing in the allowed set explains.
+
+    Attributes:
+        seq: The oracle's time: number of stores, events, grants and faults before it.
+        access: `read`, `write` or `fetch`, or `page fault on a ...`.
+        mode: `user` or `supervisor`, with CR0.WP as it was.
+        used_pfn: Machine frame used, None for a fault.
+        used_gfns: Guest frames that lie in it.
+        error: Error code delivered, None for an access.
+    """
+
+    seq: int
+    vcpu: int
+    gva: int
+    access: str
+    mode: str
+    problem: str
+    used_pfn: int | None
+    used_gfns: tuple[int, ...]
+    error: int | None
+    allowed: tuple[Allowed, ...]
+    history: tuple[EntryHistory, ...]
+
+    def explain(self) -> str:
+        """Return the violation as text of a few lines, the same for the same run."""
+        lines = [
+            f"#{self.seq} VCPU {self.vcpu}: {self.access} at {self.gva:#x}, {self.mode}",
+            f"  {self.problem}",
+            f"  {self._used()}",
+        ]
+        lines += [f"  allowed: {_allowed_text(one)}" for one in self.allowed]
+        if not self.allowed:
+            lines.append("  allowed: no translation")
+        for entry in self.history:
+            lines.append(f"  {entry.name} at gpa {entry.gpa:#x}")
+            lines += [f"    {_value_text(value)}" for value in entry.values]
+        return "\n".join(lines)
+
+    def _used(self) -> str:
+        if self.used_pfn is None:
+            return f"delivered: error code {self.error:#x}"
+        guests = ", ".join(f"{gfn:#x}" for gfn in self.used_gfns) or "of no guest frame"
+        return f"used: machine frame {self.used_pfn:#x}, guest frame {guests}"
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The oracle's count of a run.
+
+    Attributes:
+        n_checked: Single accesses and runs; the sum of `n_fresh`, `n_stale` and the violating ones.
+        n_references: The same, each run counted as the references it stands for.
+        n_stale: Legal uses of an older translation.
+        n_faults: Faults delivered; `n_spurious` of them are explained by a cache only.
+        violations: The first of `n_violations`.
+    """
+
+    coherent: bool
+    n_checked: int
+    n_references: int
+    n_fresh: int
+    n_stale: int
+    n_faults: int
+    n_spurious: int
+    n_violations: int
+    violations: tuple[Violation, ...]
+
+    def explain(self) -> str:
+        """Return the verdict and the violations described, as text."""
+        head = (
+            f"{'coherent' if self.coherent else 'NOT COHERENT'}: {self.n_references} references "
+            f"in {self.n_checked} checks, {self.n_stale} by older translations; "
+            f"{self.n_faults} faults, {self.n_spurious} spurious; {self.n_violations} violations"
+        )
+        return "\n".join([head, *(violation.explain() for violation in self.violations)])
+
+
+def _allowed_text(one: Allowed) -> str:
+    pfn = "none" if one.pfn < 0 else f"{one.pfn:#x}"
+    bits = f"{'A' if one.accessed else '-'}{'D' if one.dirty else '-'}"
+    entries = " ".join(f"{value:#x}" for value in one.entries)
+    origin = "present tables" if one.fresh else "may still be cached"
+    return (
+        f"machine frame {pfn}, guest frame {one.gfn:#x} {one.rights} {bits} ({origin}: {entries})"
+    )
+
+
+def _value_text(value: Value) -> str:
+    if value.end is None:
+        return f"{value.value:#x} from #{value.start} until now"
+    closed = f"closed by {value.closed}" if value.closed else "no event has closed it"
+    return f"{value.value:#x} from #{value.start} to #{value.end}, {closed}"

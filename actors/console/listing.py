@@ -1,0 +1,120 @@
+"""`penumbra list` and `penumbra schema`: what can be named in a configuration."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import msgspec
+
+from penumbra.actors.console.errors import UsageError
+from penumbra.actors.console.printing import print_json
+from penumbra.actors.console.tables import Grid, Paper, count
+from penumbra.actors.console.workloads import parameters, shipped_recordings
+from penumbra.actors.console.workloads import schema as config_schema
+from penumbra.actors.core import SWITCHES
+from penumbra.actors.vmm.schemes import PRESETS
+from penumbra.guest.kernel.bugs import GUEST_BUGS
+from penumbra.guest.traces import TraceError, info, read_recording
+from penumbra.guest.workloads import WORKLOADS
+from penumbra.hw.costs import CostProfile
+
+Row = dict[str, Any]
+
+
+def listing(arguments: argparse.Namespace) -> int:
+    """Print one list, or all of them."""
+    lists = {
+        "workloads": _workloads,
+        "recordings": _recordings,
+        "schemes": _schemes,
+        "costs": _costs,
+        "faults": _faults,
+    }
+    chosen = [arguments.what] if arguments.what else list(lists)
+    tables = {name: lists[name]() for name in chosen}
+    if arguments.json:
+        print_json(tables)
+    elif arguments.quiet:
+        for rows in tables.values():
+            for row in rows:
+                print(row["name"])
+    else:
+        _print(tables)
+    return 0
+
+
+def schema(arguments: argparse.Namespace) -> int:
+    """Print the JSON schema of the configuration file; JSON, whether asked for or not."""
+    del arguments  # nothing to choose
+    print_json(config_schema())
+    return 0
+
+
+def _print(tables: dict[str, list[Row]]) -> None:
+    paper = Paper()
+    for number, (name, rows) in enumerate(tables.items()):
+        if number:
+            paper.line()
+        columns = list(rows[0]) if rows else ["name"]
+        n_left = len(columns)
+        grid = Grid(name, columns, left=n_left)
+        for row in rows:
+            grid.rows.append([_text(row[column]) for column in columns])
+        paper.grid(grid)
+    if "faults" in tables:
+        paper.line("orders of the patch channel: --set scheme.options.order=NAME or NAME+NAME")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={item}" for key, item in value.items())
+    return count(value) if isinstance(value, int) else str(value)
+
+
+def _workloads() -> list[Row]:
+    return [
+        {"name": name, "parameters": parameters(name), "about": about}
+        for name, (about, _) in WORKLOADS.items()
+    ]
+
+
+def _recordings() -> list[Row]:
+    rows = []
+    for name, path in shipped_recordings().items():
+        try:
+            facts = info(read_recording(path))
+        except TraceError as error:
+            raise UsageError(error.file, error.place, error.cause) from None
+        keys = ("processes", "bits", "references", "provenance")
+        rows.append({"name": name} | {key: facts[key] for key in keys})
+    return rows
+
+
+def _schemes() -> list[Row]:
+    keys = ("name", "detect", "propagate", "apply", "shadow", "about")
+    return [{key: getattr(scheme, key) for key in keys} for scheme in PRESETS.values()]
+
+
+def _costs() -> list[Row]:
+    profile = msgspec.to_builtins(CostProfile())
+    return [{"name": name, "cycles": value} for name, value in profile.items()]
+
+
+def _faults() -> list[Row]:
+    """List the switches: of the patch channel's order, and of the guest's kernel."""
+    rows = [
+        {
+            "name": name,
+            "kind": switch.kind.value,
+            "shows on": switch.shows.value,
+            "place": switch.place,
+            "what": switch.line,
+        }
+        for name, switch in SWITCHES.items()
+    ]
+    rows += [
+        {"name": name, "kind": "guest bug", "shows on": "-", "place": "guest kernel", "what": line}
+        for name, line in GUEST_BUGS.items()
+    ]
+    return rows

@@ -1,0 +1,164 @@
+"""The command `penumbra`: what can be asked, and what becomes of an answer or a failure.
+
+Exit codes: 0 every verdict is coherent, or checking was declined; 1 a verdict is not, or schemes
+disagree about memory; 2 the input cannot be used; 130 interrupted.
+
+Nothing heavy is imported before a command is known: `--help` and `--version` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from penumbra.actors.console.errors import COMMAND_LINE, UsageError
+from penumbra.actors.console.interrupts import deferred
+
+USAGE, INTERRUPTED, READER_GONE = 2, 130, 141
+
+_WORKLOAD = "a recording (.trace), a configuration (.toml), a run folder, or a listed name"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+        code = _command(arguments)
+        sys.stdout.flush()
+    except UsageError as error:
+        print(f"penumbra: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt as interrupt:
+        print(f"penumbra: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Who read our output has enough; keep the interpreter from flushing into it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(COMMAND_LINE, self.prog, f"{message} (--help says what there is)")
+
+
+class _Version(argparse.Action):
+    def __call__(self, *unused: object) -> None:
+        from penumbra.actors.console.version import version
+
+        print(f"penumbra {version()}")
+        raise SystemExit(0)
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    with deferred():
+        action = _load(arguments.command)
+    return action(arguments)
+
+
+def _load(command: str) -> Callable[[argparse.Namespace], int]:
+    """Import what a command needs, and nothing else."""
+    match command:
+        case "run":
+            from penumbra.actors.console.run import run as action
+        case "compare":
+            from penumbra.actors.console.compare import compare as action
+        case "trace":
+            from penumbra.actors.console.trace import trace as action
+        case "list":
+            from penumbra.actors.console.listing import listing as action
+        case _:
+            from penumbra.actors.console.listing import schema as action
+    return action
+
+
+def _parser() -> argparse.ArgumentParser:
+    every = _Parser(add_help=False)
+    every.add_argument("--json", action="store_true", help="print JSON and nothing else on stdout")
+    every.add_argument("--quiet", action="store_true", help="print one line per result")
+    every.add_argument("--seed", type=int, metavar="N", help="seed of every choice (default 0)")
+
+    parser = _Parser(
+        prog="penumbra",
+        description="Virtual machines whose derived page tables are kept coherent in several ways,"
+        " side by side and under a checker.",
+        epilog="exit code: 0 coherent or unchecked by wish, 1 not coherent, 2 unusable input,"
+        " 130 interrupted",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    one = commands.add_parser("run", parents=[every], help="run a workload under one scheme")
+    one.add_argument("--scheme", metavar="NAME", help="a listed scheme, or the configuration's own")
+    _simulation(one)
+
+    several = commands.add_parser(
+        "compare", parents=[every], help="run a workload under several schemes, side by side"
+    )
+    several.add_argument(
+        "--schemes", metavar="A,B,...", help="the schemes, in order (default: all that are listed)"
+    )
+    several.add_argument("--base", metavar="NAME", help="scheme to which costs relate (the first)")
+    several.add_argument(
+        "--jobs", type=int, metavar="N", help="schemes at a time, each in a process (at most 2)"
+    )
+    _simulation(several)
+
+    _trace(commands.add_parser("trace", help="import a recording, or say what one holds"), every)
+
+    listed = commands.add_parser("list", parents=[every], help="list what can be named")
+    listed.add_argument(
+        "what",
+        nargs="?",
+        choices=("workloads", "recordings", "schemes", "costs", "faults"),
+        help="one of them only",
+    )
+    commands.add_parser(
+        "schema", parents=[every], help="print the JSON schema of the configuration file"
+    )
+    return parser
+
+
+def _simulation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workload", metavar="WORKLOAD", help=_WORKLOAD)
+    parser.add_argument("--vcpus", type=int, metavar="N", help="the same as --set machine.vcpus=N")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="TABLE.KEY=VALUE",
+        help="override the configuration, e.g. scheme.options.capacity=1",
+    )
+    parser.add_argument("--no-check", dest="check", action="store_false", help="run UNCHECKED")
+    parser.add_argument("--runs", metavar="DIR", default="runs", help="where run folders go (runs)")
+    parser.add_argument("--engine", choices=("numba", "plain"), help="how the CPUs are executed")
+    parser.add_argument("--loop", choices=("trio", "asyncio"), default="trio", help="event loop")
+
+
+def _trace(parser: argparse.ArgumentParser, every: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    imported = actions.add_parser(
+        "import", parents=[every], help="make a recording from the logs of a recorded program"
+    )
+    imported.add_argument(
+        "--lackey",
+        nargs="+",
+        required=True,
+        metavar="LOG",
+        help="logs of valgrind --tool=lackey --trace-mem=yes --basic-counts=no"
+        " --trace-syscalls=yes --trace-children=yes --log-file=LOG.%%p, one per process",
+    )
+    imported.add_argument("-o", "--out", required=True, metavar="FILE", help="the recording")
+    imported.add_argument("--provenance", default="", metavar="TEXT", help="what was recorded")
+    imported.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    info = actions.add_parser("info", parents=[every], help="say what a recording holds")
+    info.add_argument("file", metavar="FILE", help="a recording, or the name of a shipped one")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The task actor of a physical CPU: orders in, what happened out."""
+
+from __future__ import annotations
+
+from penumbra.actors.machine.messages import (
+    Complete,
+    CpuOrder,
+    Execute,
+    Invalidate,
+    LoadRoot,
+    Ran,
+    SetModes,
+)
+from penumbra.actors.runtime import Actor
+from penumbra.hw import mmu_layout as m
+from penumbra.hw.cpu import PhysicalCpu
+from penumbra.hw.exits import BudgetSpent, Done, PageFault, Spinning
+from penumbra.hw.operations import Block, Copy, Fill, Mark
+
+_OK = Ran(Done(), 0)
+
+
+class CpuActor(Actor[CpuOrder, Ran]):
+    """Runs what it is given on one `PhysicalCpu` and measures its progress."""
+
+    def __init__(self, cpu: PhysicalCpu) -> None:
+        self._cpu = cpu
+
+    def receive(self, message: CpuOrder) -> Ran:
+        if isinstance(message, Execute):
+            return self._execute(message)
+        cpu = self._cpu
+        if isinstance(message, Complete):
+            done, at = cpu.complete(message.work, message.at, message.hpas)
+            return Ran(done or BudgetSpent(at), self._step(message), at)
+        if isinstance(message, LoadRoot):
+            cpu.load_root(message.hpa)
+        elif isinstance(message, Invalidate):
+            if message.everything:
+                cpu.flush_all()
+            for gva in message.gvas:
+                cpu.invlpg(gva)
+        elif isinstance(message, SetModes):
+            cpu.set_modes(
+                wp=message.wp, pse=message.pse, pge=message.pge, nxe=message.nxe, pg=message.pg
+            )
+            cpu.flush_all()
+        return _OK
+
+    def _step(self, message: Complete) -> int:
+        """Progress of one emulated step: a run's references, or one."""
+        if isinstance(message.work, Block):
+            at = max(message.at, message.work.start)
+            return int(self._cpu.streams[message.work.stream].runs[at] >> 14) & m.MAX_RUN_COUNT
+        return 1
+
+    def _execute(self, message: Execute) -> Ran:
+        cpu, work, at = self._cpu, message.work, message.at
+        if isinstance(work, Block):
+            cpu.reg[m.R_PROGRESS] = 0
+            cpu.reg[m.R_LIMIT] = message.budget
+            stop = cpu.run(work, message.user, at)
+            spent = cpu.reg[m.R_PROGRESS]
+        else:
+            stop = cpu.run(work, message.user, at)
+            spent = 1
+            if isinstance(work, Fill | Copy):
+                reached = stop.at if isinstance(stop, PageFault) else work.n_bytes
+                spent = (reached - at) // 8
+            elif isinstance(stop, PageFault | Spinning) or isinstance(work, Mark):
+                spent = 0
+        if isinstance(stop, PageFault | BudgetSpent):
+            at = stop.at
+        return Ran(stop, spent, at)

@@ -1,0 +1,256 @@
+"""What the actors of a machine tell each other: nouns for facts, verbs for orders."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from penumbra.hw.exits import Exit
+from penumbra.hw.operations import Operation
+
+# ---- conductor and VCPU ----------------------------------------------------------------
+
+
+class Grant(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
+    """The baton: run until progress `limit`, from no less than `since`."""
+
+    since: int
+    limit: int
+
+
+class Baton(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
+    """The VCPU gives the baton back; `ended` names a reason to end the whole machine."""
+
+    progress: int
+    ended: str = ""
+
+
+# ---- VCPU and guest thread -------------------------------------------------------------
+
+
+class Resume(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
+    """The operation before is done; `value` is what it gave."""
+
+    value: int | None
+
+
+class EnterFault(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
+    """A page fault is delivered; `retry` is what remains of the operation that faulted."""
+
+    vcpu_id: int
+    gva: int
+    error: int
+    retry: Operation
+    interrupts: bool
+
+
+class EnterInterrupt(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
+    """An interrupt is delivered before `retry`, or after a finished HLT (None)."""
+
+    vcpu_id: int
+    vector: int
+    retry: Operation | None
+    interrupts: bool
+
+
+class EnterCall(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
+    """A system call is delivered."""
+
+    vcpu_id: int
+    name: str
+    args: tuple[int, ...]
+    interrupts: bool
+
+
+class EnterProtection(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
+    """A general-protection fault is delivered."""
+
+    vcpu_id: int
+    reason: str
+    retry: Operation
+    interrupts: bool
+
+
+class Issued(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
+    """The thread's next operation, in user or supervisor mode."""
+
+    work: Operation
+    user: bool
+
+
+class Panicked(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
+    """The guest kernel cannot go on."""
+
+    reason: str
+
+
+ThreadOrder: TypeAlias = Resume | EnterFault | EnterInterrupt | EnterCall | EnterProtection
+ThreadReply: TypeAlias = Issued | Panicked
+
+# ---- VCPU and physical CPU -------------------------------------------------------------
+
+
+class Execute(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
+    """Run `work` from `at` for at most `budget` progress (blocks only)."""
+
+    work: Operation
+    user: bool
+    at: int
+    budget: int
+
+
+class Complete(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
+    """Carry out one step of `work` at machine addresses a monitor has worked out."""
+
+    work: Operation
+    user: bool
+    at: int
+    hpas: tuple[int, ...]
+
+
+class LoadRoot(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
+    """MOV CR3 with a machine address."""
+
+    hpa: int
+
+
+class SetModes(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
+    """Mode bits of the hardware's control registers; everything cached is dropped."""
+
+    wp: bool
+    pse: bool
+    pge: bool
+    nxe: bool
+    pg: bool
+
+
+class Invalidate(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
+    """INVLPG of each address, or a full flush."""
+
+    gvas: tuple[int, ...]
+    everything: bool = False
+
+
+class Ran(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
+    """What became of an order: why it stopped, the progress it made, where it goes on."""
+
+    exit: Exit
+    spent: int
+    at: int = 0
+
+
+CpuOrder: TypeAlias = Execute | Complete | LoadRoot | SetModes | Invalidate
+
+# ---- VCPU, producer and consumer -------------------------------------------------------
+
+
+class EmulateStore(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
+    """A permitted store that the hardware must not make: Fig. 11 from 830."""
+
+    work: Operation
+    user: bool
+    at: int
+
+
+class Stored(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
+    """The store is done and told; `drop` names a guest table whose shadows should go (-1: none)."""
+
+    ran: Ran
+    drop: int = -1
+
+
+class TruePageFault(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
+    """The guest's own tables refuse the access."""
+
+    gva: int
+    error: int
+    kind: int
+
+
+class TracesWanted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
+    """These guest tables must be traced on every CPU first; then ask again."""
+
+    gfns: tuple[int, ...]
+
+
+class Repaired(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
+    """A hidden fault: the shadow holds the translation now."""
+
+
+class StoreWanted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
+    """The access is a store the producer has to make."""
+
+
+ProducerReply: TypeAlias = Stored | TruePageFault | TracesWanted
+
+
+class Repair(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
+    """The hardware faulted: Fig. 8."""
+
+    gva: int
+    kind: int
+    user: bool
+
+
+class PageInvalidated(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
+    """Coherency event: the guest executed INVLPG."""
+
+    gva: int
+
+
+class RootLoaded(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
+    """Coherency event: the guest loaded CR3."""
+
+    cr3: int
+
+
+class ModeLoaded(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
+    """Coherency event: the guest loaded CR0 or CR4."""
+
+    register: int
+    value: int
+
+
+class FaultDelivered(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
+    """Coherency event: a page fault goes to the guest."""
+
+    gva: int
+
+
+class ShootDown(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
+    """Another CPU's producer: invalidate what derives from one guest entry (844)."""
+
+    base: int
+    offset: int
+
+
+class RevokeWrite(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
+    """A trace is being placed: no mapping of this guest frame may stay writable (T3a)."""
+
+    gfn: int
+
+
+class DropTable(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
+    """A guest table's trace is being removed: forget everything derived from it."""
+
+    gfn: int
+
+
+class Followed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=9):
+    """The shadow follows, the CPU is flushed; so many patches were applied."""
+
+    n_applied: int = 0
+
+
+ConsumerOrder: TypeAlias = (
+    Repair
+    | PageInvalidated
+    | RootLoaded
+    | ModeLoaded
+    | FaultDelivered
+    | ShootDown
+    | RevokeWrite
+    | DropTable
+)
+ConsumerReply: TypeAlias = Repaired | StoreWanted | TruePageFault | TracesWanted | Followed

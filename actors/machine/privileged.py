@@ -1,0 +1,85 @@
+"""Privileged operations of a VCPU: control registers, INVLPG, interrupts, HLT, thread switches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from penumbra.actors.machine.coherence import Coherence
+from penumbra.actors.machine.observer import Observer
+from penumbra.actors.observe.events import EventKind
+from penumbra.hw import operations as o
+from penumbra.hw.interrupts import InterruptController
+
+if TYPE_CHECKING:
+    from penumbra.actors.machine.vcpu import Board, VcpuActor
+
+
+class PrivilegedWork:
+    """Carries out what the CPU would not: each call is one operation, done when it returns."""
+
+    def __init__(
+        self,
+        vcpu: VcpuActor,
+        coherence: Coherence,
+        interrupts: InterruptController,
+        board: Board,
+        observer: Observer,
+    ) -> None:
+        self._vcpu = vcpu
+        self._coherence = coherence
+        self._interrupts = interrupts
+        self._board = board
+        self._observer = observer
+
+    def do(self, work: o.Operation) -> int | None:
+        """Do one privileged operation and return its value."""
+        vcpu, coherence = self._vcpu, self._coherence
+        if isinstance(work, o.Invlpg):
+            self._event("invlpg", EventKind.INVLPG, work.gva)
+            coherence.invlpg(work.gva)
+            self._tell("INVLPG", work.gva)
+        elif isinstance(work, o.LoadControl):
+            self._load_control(work)
+        elif isinstance(work, o.ReadControl):
+            return self._read_control(work.register)
+        elif isinstance(work, o.SetInterrupts):
+            return vcpu.set_interrupts(work.enabled)
+        elif isinstance(work, o.TrapReturn):
+            vcpu.interrupts_enabled = work.interrupts
+        elif isinstance(work, o.SendIpi):
+            coherence.note_exit("ipi")
+            self._board.send_ipi(vcpu.vcpu_id, work.targets, work.vector, vcpu.progress)
+        elif isinstance(work, o.ArmTimer):
+            coherence.note_exit("timer")
+            self._interrupts.arm_timer(vcpu.progress + work.after if work.after else None)
+        elif isinstance(work, o.SwitchThread):
+            self._observer.count(vcpu.vcpu_id, "thread_switch")
+            self._observer.note(vcpu.vcpu_id, EventKind.THREAD_SWITCH, 0, work.thread)
+            vcpu.switch_thread(work.thread)
+        elif isinstance(work, o.Halt):
+            coherence.note_exit("hlt")
+            self._observer.note(vcpu.vcpu_id, EventKind.HALT)
+            vcpu.halt()
+        return None
+
+    def _event(self, name: str, kind: EventKind, gva: int = 0, arg: int = 0) -> None:
+        self._coherence.note_exit(name)
+        self._observer.count(self._vcpu.vcpu_id, name)
+        self._observer.note(self._vcpu.vcpu_id, kind, gva, arg)
+
+    def _tell(self, what: str, value: int) -> None:
+        if self._observer.taps is not None:
+            self._observer.taps.event(self._vcpu.vcpu_id, what, value)
+
+    def _load_control(self, work: o.LoadControl) -> None:
+        if work.register == 3:
+            self._event("cr3_load", EventKind.CR3_LOAD, 0, work.value)
+            self._coherence.load_root(work.value)
+        else:
+            self._event("mode_change", EventKind.MODE_CHANGE, work.register, work.value)
+            self._coherence.load_mode(work.register, work.value)
+        self._tell(f"CR{work.register}", work.value)
+
+    def _read_control(self, register: int) -> int:
+        registers = self._coherence.registers
+        return {0: registers.cr0, 2: registers.cr2, 3: registers.cr3, 4: registers.cr4}[register]

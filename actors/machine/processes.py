@@ -1,0 +1,87 @@
+"""What became of each guest process: its end, and a digest of the memory it left.
+
+The digest covers every user page of the process that is not all zero, by guest-virtual page number
+and content, read through the guest's own tables at its exit. Physical placement does not enter, so
+digests of equal runs are equal under every scheme.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from penumbra.actors.vmm.memory import MemoryManagement
+from penumbra.hw.formats import NX, PAGE_BYTES, PAGE_SHIFT, PS, FormatSpec, P, U
+from penumbra.hw.operations import Mark
+
+
+@dataclass
+class ProcessRecord:
+    """One guest process: why it ended (empty while it runs) and its memory then."""
+
+    pid: int
+    name: str
+    ended: str = ""
+    pages: int = 0
+    digest: str = ""
+
+
+class ProcessLedger:
+    """Follows the guest's marks."""
+
+    def __init__(self, spec: FormatSpec, memory: MemoryManagement) -> None:
+        self._spec = spec
+        self._memory = memory
+        self.records: dict[int, ProcessRecord] = {}
+        self.marks: list[tuple[str, tuple[int, ...], str]] = []
+
+    def mark(self, mark: Mark) -> None:
+        """Take one mark of the guest."""
+        if mark.what == "process_start":
+            self.records[mark.args[0]] = ProcessRecord(mark.args[0], mark.text)
+        elif mark.what == "process_exit":
+            record = self.records[mark.args[0]]
+            _, root_gpa, code = mark.args
+            record.ended = mark.text or f"exit {code}"
+            record.pages, record.digest = self._digest(root_gpa)
+        elif mark.what not in ("thread", "process_exec"):
+            self.marks.append((mark.what, mark.args, mark.text))
+
+    def _digest(self, root_gpa: int) -> tuple[int, str]:
+        """Count and hash the user pages below a root."""
+        sha = hashlib.sha256()
+        n = 0
+        for vpn, gfn in self._leaves(root_gpa >> PAGE_SHIFT, self._spec.top, 0):
+            if gfn >= self._memory.n_guest_frames:
+                continue
+            pfn = self._memory.frame_view[gfn]
+            page = self._memory.ram.array[pfn << PAGE_SHIFT : (pfn + 1) << PAGE_SHIFT]
+            if page.any():
+                n += 1
+                sha.update(vpn.to_bytes(8, "little"))
+                sha.update(page.data)
+        return n, sha.hexdigest()[:16]
+
+    def _leaves(self, gfn: int, level: int, base: int) -> list[tuple[int, int]]:
+        """Return (page number, guest frame) of every present user page under a table."""
+        spec, memory = self._spec, self._memory
+        if gfn >= memory.n_guest_frames:
+            return []
+        start = memory.frame_view[gfn] << PAGE_SHIFT
+        table = memory.ram.array[start : start + PAGE_BYTES]
+        entries = table.view(np.uint64 if spec.entry_bytes == 8 else np.uint32).astype(np.uint64)
+        found = []
+        for index in np.flatnonzero((entries & np.uint64(P | U)) == P | U).tolist():
+            entry = int(entries[index])
+            vpn = base + (index << (spec.levels[level].shift - PAGE_SHIFT))
+            frame = (entry & spec.frame_mask & ~NX) >> PAGE_SHIFT
+            if level == 0:
+                found.append((vpn, frame))
+            elif entry & PS and spec.levels[level].large:
+                n = 1 << (spec.levels[level].shift - PAGE_SHIFT)
+                found += [(vpn + i, frame + i) for i in range(n)]
+            else:
+                found += self._leaves(frame, level - 1, vpn)
+        return found

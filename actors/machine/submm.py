@@ -1,0 +1,220 @@
+"""The task actors of a sub-VMM: its producer and its consumer.
+
+The producer of VCPU i makes the traced stores of i and tells the consumers; where a channel is full
+it asks that consumer to shoot the entry down before it goes on. The consumer of VCPU j owns j's
+secondary data: nobody else writes j's shadow, and the flushes of j's CPU follow each change.
+
+Source: A40 Figs 5, 6, 11, 12; VMM-A to VMM-D, 396, 399.
+"""
+
+from __future__ import annotations
+
+from penumbra.actors.machine.messages import (
+    Complete,
+    ConsumerOrder,
+    ConsumerReply,
+    CpuOrder,
+    DropTable,
+    EmulateStore,
+    FaultDelivered,
+    Followed,
+    Invalidate,
+    LoadRoot,
+    ModeLoaded,
+    PageInvalidated,
+    ProducerReply,
+    Ran,
+    Repair,
+    Repaired,
+    RevokeWrite,
+    RootLoaded,
+    SetModes,
+    ShootDown,
+    Stored,
+    StoreWanted,
+    TracesWanted,
+    TruePageFault,
+)
+from penumbra.actors.machine.observer import Observer
+from penumbra.actors.observe.events import EventKind
+from penumbra.actors.runtime import Actor, ActorRef
+from penumbra.actors.vmm.memory import MemoryManagement
+from penumbra.actors.vmm.shadow import FLUSH_ALL
+from penumbra.actors.vmm.subvmm import Emulate, Forward, Hidden, PlaceTraces, SubVmm
+from penumbra.hw.cpu import PhysicalCpu
+from penumbra.hw.formats import CR4_PGE, EFER_NXE, PAGE_BYTES, PAGE_SHIFT
+from penumbra.hw.operations import Fill
+from penumbra.hw.streams import WRITE
+
+CpuRef = ActorRef[CpuOrder, Ran]
+ConsumerRef = ActorRef[ConsumerOrder, ConsumerReply]
+
+
+class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
+    """Keeps one VCPU's shadow and TLB: hidden faults, coherency events, requests of other CPUs."""
+
+    def __init__(self, submm: SubVmm, cpu: CpuRef, observer: Observer) -> None:
+        self._submm = submm
+        self._cpu = cpu
+        self._observer = observer
+        self._vcpu = submm.vcpu_id
+
+    def receive(self, message: ConsumerOrder) -> ConsumerReply:
+        if isinstance(message, Repair):
+            return self._repair(message)
+        if isinstance(message, PageInvalidated):
+            self._submm.event_invlpg(message.gva)
+        elif isinstance(message, FaultDelivered):
+            self._submm.registers.cr2 = message.gva
+            self._submm.event_fault(message.gva)
+        elif isinstance(message, RootLoaded):
+            return self._load_root(message.cr3)
+        elif isinstance(message, ModeLoaded):
+            return self._load_mode(message)
+        elif isinstance(message, ShootDown):
+            self._submm.shoot_down((message.base, message.offset))
+            self._observer.note(self._vcpu, EventKind.SHOOTDOWN, 0, message.base, message.offset)
+        elif isinstance(message, RevokeWrite):
+            self._submm.revoke_write(message.gfn)
+        elif isinstance(message, DropTable):
+            self._submm.drop_table(message.gfn)
+        return self._followed()
+
+    def _repair(self, message: Repair) -> ConsumerReply:
+        outcome = self._submm.fault(message.gva, message.kind, message.user)
+        if isinstance(outcome, Forward):
+            return TruePageFault(message.gva, outcome.error, message.kind)
+        if isinstance(outcome, PlaceTraces):
+            return TracesWanted(outcome.gfns)
+        self._flush()
+        if isinstance(outcome, Emulate):
+            return StoreWanted()
+        assert isinstance(outcome, Hidden)
+        self._observer.count(self._vcpu, "hidden_fault")
+        self._observer.note(self._vcpu, EventKind.HIDDEN_FAULT, message.gva, message.kind)
+        return Repaired()
+
+    def _load_root(self, cr3: int) -> ConsumerReply:
+        root = self._submm.load_root(cr3)
+        if isinstance(root, PlaceTraces):
+            return TracesWanted(root.gfns)
+        reply = self._followed()
+        self._cpu.ask_nowait(LoadRoot(root))
+        return reply
+
+    def _load_mode(self, message: ModeLoaded) -> ConsumerReply:
+        registers = self._submm.registers
+        old = (registers.cr4 & CR4_PGE, registers.efer & EFER_NXE)
+        if message.register == 0:
+            registers.cr0 = message.value
+        else:
+            registers.cr4 = message.value
+        if old != (registers.cr4 & CR4_PGE, registers.efer & EFER_NXE):
+            self._submm.drop_everything()
+        else:
+            self._submm.event_all()
+        # The hardware's WP stays set: a supervisor's store to a read-only page must exit.
+        self._cpu.ask_nowait(
+            SetModes(
+                True, False, bool(registers.cr4 & CR4_PGE), bool(registers.efer & EFER_NXE), True
+            )
+        )
+        return self._followed()
+
+    def _followed(self) -> Followed:
+        """Flush what the shadow's changes ask for and report the patches applied."""
+        self._flush()
+        n = self._submm.take_applied()
+        if n:
+            self._observer.count(self._vcpu, "patch_applied", n)
+            self._observer.note(self._vcpu, EventKind.PATCH_APPLIED, 0, n)
+        return Followed(n)
+
+    def _flush(self) -> None:
+        flushes = self._submm.space.take_flushes()
+        if not flushes:
+            return
+        if flushes == [FLUSH_ALL]:
+            self._observer.count(self._vcpu, "tlb_flush")
+            self._cpu.ask_nowait(Invalidate((), everything=True))
+        else:
+            self._observer.count(self._vcpu, "invlpg", len(flushes))
+            self._cpu.ask_nowait(Invalidate(tuple(flushes)))
+
+
+class ProducerActor(Actor[EmulateStore, ProducerReply]):
+    """Makes one VCPU's traced stores and tells every consumer concerned."""
+
+    def __init__(
+        self,
+        submm: SubVmm,
+        memory: MemoryManagement,
+        cpu: CpuRef,
+        hardware: PhysicalCpu,
+        consumers: list[ConsumerRef],
+        observer: Observer,
+    ) -> None:
+        self._submm = submm
+        self._memory = memory
+        self._cpu = cpu
+        self._hardware = hardware
+        self._consumers = consumers
+        self._observer = observer
+        self._vcpu = submm.vcpu_id
+
+    def receive(self, message: EmulateStore) -> ProducerReply:
+        """Make one indivisible step of a store. Source: A40 Fig. 11, steps 830-848."""
+        submm, observer, vcpu = self._submm, self._observer, self._vcpu
+        accesses = self._hardware.next_accesses(message.work, message.at)
+        gpas = []
+        for gva, _, kind in accesses:
+            gpa = submm.guest_address(gva, kind, message.user)
+            if isinstance(gpa, Forward):
+                return TruePageFault(gva, gpa.error, kind)
+            if isinstance(gpa, PlaceTraces):
+                return TracesWanted(gpa.gfns)
+            gpas.append(gpa)
+        written = [
+            (gpa, n) for gpa, (_, n, kind) in zip(gpas, accesses, strict=True) if kind == WRITE
+        ]
+        hpas = tuple(self._reach(gpa) for gpa in gpas)
+        keys = submm.begin_store(written)
+        ran = self._cpu.ask_nowait(Complete(message.work, message.user, message.at, hpas))  # 831
+        for (gva, _, kind), hpa in zip(accesses, hpas, strict=True):
+            if observer.taps is not None:
+                observer.taps.used(vcpu, gva, kind, message.user, hpa >> PAGE_SHIFT)
+        observer.count(vcpu, "emulated_store")
+        cause = observer.note(
+            vcpu,
+            EventKind.TRACED_STORE if keys else EventKind.EMULATED_STORE,
+            accesses[-1][0],
+            written[0][0],
+        )
+        for key, consumers in submm.finish_store(keys):  # 844
+            self._shoot_down(key, consumers, cause)
+        submm.end_store(keys)
+        return Stored(ran, self._flooded(message, written[0][0]) if keys else -1)
+
+    def _reach(self, gpa: int) -> int:
+        hpa = self._memory.hpa(gpa)
+        return self._memory.ram.n_frames << PAGE_SHIFT if hpa is None else hpa
+
+    def _shoot_down(self, key: tuple[int, int], consumers: int, cause: int) -> None:
+        vcpu, observer = self._vcpu, self._observer
+        for consumer, ref in enumerate(self._consumers):
+            if consumers >> consumer & 1:
+                observer.count(vcpu, "shootdown")
+                if consumer != vcpu:
+                    observer.count(vcpu, "ipi")
+                ref.ask_nowait(ShootDown(*key))
+
+    def _flooded(self, message: EmulateStore, gpa: int) -> int:
+        """Return the guest table to untrace after this store, or -1."""
+        work, at = message.work, message.at
+        whole = (
+            isinstance(work, Fill)
+            and not gpa & (PAGE_BYTES - 1)
+            and work.n_bytes - at >= PAGE_BYTES
+        )
+        gfn = gpa >> PAGE_SHIFT
+        return gfn if self._submm.flooded(gfn, whole) else -1

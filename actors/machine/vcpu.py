@@ -1,0 +1,289 @@
+"""The task actor of a VCPU: it pulls operations from its guest thread and acts on every exit.
+
+    conductor --Grant--> VCPU --Resume--> guest thread --Issued--> VCPU --Execute--> physical CPU
+                          |                                                            |
+                          |<---------------------------- Ran: done, or why not --------+
+                          +-- a fault or a coherency event --> `Coherence` (hardware or monitor)
+
+The way is the same for every kind of guest and every scheme. Progress is what the guest retires; a
+quantum ends between operations, and whatever a monitor does takes none.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Protocol
+
+from penumbra.actors.machine.coherence import Coherence
+from penumbra.actors.machine.messages import (
+    Baton,
+    EnterCall,
+    EnterFault,
+    EnterInterrupt,
+    EnterProtection,
+    Execute,
+    Grant,
+    Panicked,
+    Ran,
+    Resume,
+    ThreadOrder,
+    ThreadReply,
+    TruePageFault,
+)
+from penumbra.actors.machine.observer import Observer
+from penumbra.actors.machine.privileged import PrivilegedWork
+from penumbra.actors.machine.submm import CpuRef
+from penumbra.actors.observe.events import EventKind
+from penumbra.actors.runtime import Actor, ActorRef
+from penumbra.hw import operations as o
+from penumbra.hw.exits import (
+    BudgetSpent,
+    Done,
+    GeneralProtection,
+    PageFault,
+    Privileged,
+    Spinning,
+    SystemCall,
+)
+from penumbra.hw.interrupts import NEVER, InterruptController
+
+ThreadRef = ActorRef[ThreadOrder, ThreadReply]
+
+
+class Wait(enum.Enum):
+    """Why a VCPU is no candidate for the baton."""
+
+    NOTHING = "runs"
+    HALTED = "halted"
+    SPINNING = "spinning"
+    ENDED = "ended"
+
+
+class Board(Protocol):
+    """What a VCPU sees of its machine."""
+
+    def thread(self, thread_id: int) -> ThreadRef:
+        """Return the actor of a guest thread."""
+        ...
+
+    def mark(self, vcpu_id: int, mark: o.Mark) -> None:
+        """Tell observers what the guest says of itself."""
+
+    def send_ipi(self, sender: int, targets: int, vector: int, progress: int) -> None:
+        """Queue an interrupt at every VCPU of the bit set."""
+
+    def spin(self, vcpu_id: int, hpa: int) -> None:
+        """Wake this VCPU when the word at `hpa` is written."""
+
+    def no_spin(self, vcpu_id: int) -> None:
+        """The VCPU does not spin any more."""
+
+
+class VcpuActor(Actor[Grant, Baton]):
+    """Drives one VCPU while it holds the baton.
+
+    Invariant: between two grants `_work` is the operation to go on with, or None if the thread has
+    to be asked for the next one with `_value`.
+    """
+
+    def __init__(
+        self,
+        vcpu_id: int,
+        thread_id: int,
+        cpu: CpuRef,
+        coherence: Coherence,
+        interrupts: InterruptController,
+        board: Board,
+        observer: Observer,
+    ) -> None:
+        self.vcpu_id = vcpu_id
+        self.progress = 0
+        self.wait = Wait.NOTHING
+        self.interrupts_enabled = False
+        self._sti_shadow = False
+        self._thread_id = thread_id
+        self._thread: ThreadRef | None = None
+        self._cpu = cpu
+        self._coherence = coherence
+        self._interrupts = interrupts
+        self._board = board
+        self._observer = observer
+        self._privileged = PrivilegedWork(self, coherence, interrupts, board, observer)
+        self._work: o.Operation | None = None
+        self._at = 0
+        self._user = False
+        self._value: int | None = None
+        self._ended = ""
+
+    # ---- what the conductor asks ----------------------------------------------------------------
+
+    def key(self) -> int | None:
+        """Return the progress at which this VCPU can go on, or None if nothing can make it."""
+        if self.wait is Wait.NOTHING:
+            return self.progress
+        if self.wait is Wait.ENDED:
+            return None
+        due = self._interrupts.next_due if self.interrupts_enabled else NEVER
+        return None if due >= NEVER else max(self.progress, due)
+
+    def word_written(self, progress: int) -> None:
+        """The word this VCPU spins on was written by somebody at this progress."""
+        if self.wait is Wait.SPINNING:
+            self._resume(max(self.progress, progress))
+
+    def _resume(self, progress: int) -> None:
+        if self.wait is Wait.SPINNING:
+            self._board.no_spin(self.vcpu_id)
+        self.wait = Wait.NOTHING
+        self._advance(progress)
+
+    def receive(self, message: Grant) -> Baton:
+        """Run until progress `limit`, or until there is nothing to do or the machine has to end."""
+        if self.wait is not Wait.NOTHING:
+            halted = self.wait is Wait.HALTED
+            self._resume(max(self.progress, message.since))
+            if halted:
+                self._interrupt(None)
+        while self.wait is Wait.NOTHING and self.progress < message.limit:
+            self._take_interrupt()
+            if self._work is None and not self._fetch(Resume(self._value)):
+                break
+            self._step(message.limit)
+        return Baton(self.progress, self._ended)
+
+    def _advance(self, progress: int) -> None:
+        self.progress = progress
+        self._observer.progress[self.vcpu_id] = progress
+
+    # ---- the thread -----------------------------------------------------------------------------
+
+    def switch_thread(self, thread_id: int) -> None:
+        """Go on with another guest thread; it is asked for its next operation."""
+        self._thread_id = thread_id
+        self._thread = None
+
+    def _fetch(self, order: ThreadOrder) -> bool:
+        """Ask the thread for its next operation; False ends the machine."""
+        if self._thread is None:
+            self._thread = self._board.thread(self._thread_id)
+        reply = self._thread.ask_nowait(order)
+        if isinstance(reply, Panicked):
+            self._end(f"guest kernel panic: {reply.reason}")
+            return False
+        self._work, self._user = reply.work, reply.user
+        self._at, self._value = 0, None
+        return True
+
+    def _end(self, reason: str) -> None:
+        self.wait = Wait.ENDED
+        self._ended = reason
+
+    def _rest(self) -> o.Operation:
+        """Return what is left of the current operation, to be issued again after a trap."""
+        work, at = self._work, self._at
+        assert work is not None
+        if isinstance(work, o.Block) and at > work.start:
+            return o.Block(work.stream, at, work.stop)
+        if isinstance(work, o.Fill) and at:
+            return o.Fill(work.gva + at, work.n_bytes - at, work.value)
+        if isinstance(work, o.Copy) and at:
+            return o.Copy(work.dst + at, work.src + at, work.n_bytes - at)
+        return work
+
+    def _enter(self, order: ThreadOrder) -> None:
+        """Trap into the kernel: interrupts are off until it says otherwise."""
+        self.interrupts_enabled = False
+        self._fetch(order)
+
+    def _take_interrupt(self) -> None:
+        if self._sti_shadow:
+            self._sti_shadow = False
+            return
+        if not self.interrupts_enabled or self._interrupts.next_due > self.progress:
+            return
+        # The thread's next operation first: its awaits must each get the value of their own.
+        if self._work is None and not self._fetch(Resume(self._value)):
+            return
+        self._interrupt(self._rest())
+
+    def _interrupt(self, retry: o.Operation | None) -> None:
+        """Deliver the first interrupt that is due; `retry` is what it came before."""
+        vector = self._interrupts.take(self.progress)
+        assert vector is not None
+        self._coherence.note_exit("interrupt")
+        self._observer.count(self.vcpu_id, "interrupt")
+        self._observer.note(self.vcpu_id, EventKind.INTERRUPT, 0, vector)
+        self._enter(EnterInterrupt(self.vcpu_id, vector, retry, True))
+
+    # ---- one operation --------------------------------------------------------------------------
+
+    def _step(self, limit: int) -> None:
+        work = self._work
+        if work is None or self.wait is not Wait.NOTHING:
+            return
+        stop = limit
+        if self.interrupts_enabled:
+            stop = min(limit, max(self._interrupts.next_due, self.progress + 1))
+        ran = self._cpu.ask_nowait(Execute(work, self._user, self._at, stop - self.progress))
+        self._take(ran)
+
+    def _take(self, ran: Ran) -> None:
+        """Act on what became of the current operation."""
+        if ran.spent:
+            self._advance(self.progress + ran.spent)
+        stop, work = ran.exit, self._work
+        assert work is not None
+        if isinstance(stop, Done):
+            if isinstance(work, o.Mark):
+                self._board.mark(self.vcpu_id, work)
+            self._value, self._work = stop.value, None
+        elif isinstance(stop, PageFault):
+            self._at = ran.at
+            self._page_fault(stop, work)
+        elif isinstance(stop, BudgetSpent):
+            self._at = ran.at
+        elif isinstance(stop, Privileged):
+            self._value, self._work = self._privileged.do(work), None
+        elif isinstance(stop, SystemCall):
+            self._system_call(work)
+        elif isinstance(stop, Spinning):
+            self.wait = Wait.SPINNING
+            self._board.spin(self.vcpu_id, stop.hpa)
+        else:
+            assert isinstance(stop, GeneralProtection)
+            self._enter(EnterProtection(self.vcpu_id, stop.reason, work, self.interrupts_enabled))
+
+    def _page_fault(self, fault: PageFault, work: o.Operation) -> None:
+        answer = self._coherence.page_fault(fault, work, self._user)
+        if answer is None:
+            return
+        if isinstance(answer, Ran):
+            self._take(answer)
+            return
+        self._deliver(answer)
+
+    def _deliver(self, fault: TruePageFault) -> None:
+        vcpu = self.vcpu_id
+        self._coherence.deliver(fault.gva)
+        self._observer.count(vcpu, "guest_fault")
+        self._observer.note(vcpu, EventKind.GUEST_FAULT, fault.gva, fault.error)
+        if self._observer.taps is not None:
+            self._observer.taps.fault(vcpu, fault.gva, fault.error, self._user)
+        self._enter(EnterFault(vcpu, fault.gva, fault.error, self._rest(), self.interrupts_enabled))
+
+    def _system_call(self, work: o.Operation) -> None:
+        assert isinstance(work, o.Syscall)
+        self._observer.count(self.vcpu_id, "syscall")
+        self._observer.note(self.vcpu_id, EventKind.SYSCALL)
+        self._enter(EnterCall(self.vcpu_id, work.name, work.args, self.interrupts_enabled))
+
+    def halt(self) -> None:
+        """HLT: wait for an interrupt; with interrupts disabled nothing wakes this VCPU again."""
+        self.wait = Wait.HALTED
+
+    def set_interrupts(self, enabled: bool) -> int:
+        """STI or CLI; STI takes effect after the next operation."""
+        before = int(self.interrupts_enabled)
+        self._sti_shadow = enabled and not before
+        self.interrupts_enabled = enabled
+        return before

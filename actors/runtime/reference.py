@@ -1,0 +1,112 @@
+"""A reference: all that others hold of an actor.
+
+A message gets to the actor in one of three ways, always encoded and decoded, always handled the
+same; one never knows from inside the handler which it was:
+
+- told (`offer`, `send`): queued; the actor's task serves the whole box per wake. The reply is
+  dropped.
+- asked inline (`ask_nowait`, and `ask` while nothing is queued): the handler runs on the caller's
+  stack. That costs no turn of the event loop, and no cancellation can come between.
+- asked by the queue (`ask` else): the actor's task serves it, the caller waits for the reply.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, cast
+
+import anyio
+import anyio.lowlevel
+
+from .actor import M, R
+from .cell import ActorState, ActorStatistics, Cell
+from .envelope import Answer, Envelope
+from .errors import AskTimeout
+from .mailbox import Door
+
+
+class ActorRef(Door[M], Generic[M, R]):
+    """Send to one actor, ask it, end it. Made by `ActorSystem.spawn`.
+
+    For use in the event loop that the system runs in, by its handlers and by any task.
+    """
+
+    __slots__ = ("_cell", "_unyielded")
+
+    def __init__(self, cell: Cell[M, R]) -> None:
+        super().__init__(cell.box, cell.seal)
+        self._cell = cell
+        self._unyielded = 0
+
+    @property
+    def state(self) -> ActorState:
+        return self._cell.state
+
+    def ask_nowait(self, message: M) -> R:
+        """Serve what is queued, then this message, on the caller's stack; return the reply.
+
+        Raises:
+            NotAccepted: The message is not of the declared type; nothing was served.
+            Reentered: The actor is on the stack already; nothing was served.
+            HandlerFailed: A handler raised, in serving this message or one queued before it.
+            Closed: The actor has ended, or is about to.
+        """
+        return self._cell.ask_nowait(message)
+
+    async def ask(self, message: M, within: float | None = None, *, inline: bool = True) -> R:
+        """Return the reply to this message: inline while nothing is queued, else by the queue.
+
+        The caller's cancellation never stops the actor half-way. An inline ask passes a checkpoint
+        once per `bound` asks only; an ask by the queue always does. If the caller is cancelled or
+        the time is over while the question waits for room, it is withdrawn; once queued it will be
+        served.
+
+        Args:
+            within: Seconds until waiting, for room and for the reply, is given up.
+            inline: False: always by the queue, as under a conductor.
+
+        Raises:
+            AskTimeout: There was no reply in time.
+            NotAccepted, Reentered, HandlerFailed, Closed: As `ask_nowait`.
+        """
+        cell = self._cell
+        if not inline or cell.box.items or cell.box.control or cell.settle is not None:
+            return await self._ask_queued(message, within)
+        self._unyielded += 1
+        if self._unyielded > cell.box.bound:
+            self._unyielded = 0
+            message = cell.messages.seal(message)  # as it is now, whoever changes it meanwhile
+            await anyio.lowlevel.checkpoint()
+        return cell.ask_nowait(message)
+
+    async def _ask_queued(self, message: M, within: float | None) -> R:
+        cell, answer = self._cell, Answer()
+        if cell.state is not ActorState.IDLE:
+            raise cell.refusal()
+        envelope = cell.envelope(message, answer)
+        if within is None:  # a scope costs as much as a turn of the loop
+            return await self._wait_for(envelope, answer)
+        with anyio.move_on_after(within):
+            return await self._wait_for(envelope, answer)
+        raise AskTimeout(self.name, within)
+
+    async def _wait_for(self, envelope: Envelope[M], answer: Answer) -> R:
+        box, settle = self._cell.box, self._cell.settle
+        if not box.put_nowait(envelope):
+            await box.put(envelope)
+        if settle is not None:
+            await settle()
+        return cast(R, await answer.wait())
+
+    def close(self) -> None:
+        """Take no more messages and no more asks; serve what is queued, then end the task."""
+        self._cell.close()
+
+    def cancel(self) -> None:
+        """End the task at its next wait; asks still queued get `Closed`, the rest is not served."""
+        self._cell.cancel()
+
+    def statistics(self) -> ActorStatistics:
+        return self._cell.statistics()
+
+    def check(self) -> None:
+        self._cell.check()

@@ -1,0 +1,1 @@
+"""Passive parts of the monitor: memory management, write traces, shadow pages, exits, schemes."""

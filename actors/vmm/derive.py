@@ -1,0 +1,58 @@
+"""What a shadow entry is, given a guest entry: the one place that says it.
+
+A shadow leaf has at most the guest's rights. It is writable only if the guest entry is writable
+*and* dirty, so that the first write exits and D can be set (VTLB's emulation of D), and only if its
+frame is not a traced table. A guest entry with A=0 derives nothing: A is set when a translation is
+loaded, by the fill.
+
+Source: A40 Fig. 7, Fig. 8 steps 810-814; VTLB for A and D.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from penumbra.actors.vmm.memory import MemoryManagement
+from penumbra.actors.vmm.walk import GuestRegisters
+from penumbra.hw.formats import CR4_PGE, EFER_NXE, NX, PAGE_SHIFT, A, D, FormatSpec, G, P, U, W
+
+# A frame no machine of ours has: reads there return all ones, stores vanish.
+NOWHERE = 0xFFFFF
+
+
+class _Traced(Protocol):
+    def __contains__(self, gfn: int, /) -> bool: ...
+
+
+def link_rights(spec: FormatSpec, entry: int) -> int:
+    """Return the rights bits an upper shadow entry mirrors from its guest entry."""
+    return entry & (W | U | (NX if spec.has_nx else 0))
+
+
+def derive_leaf(
+    spec: FormatSpec,
+    entry: int,
+    target: int,
+    memory: MemoryManagement,
+    traces: _Traced,
+    registers: GuestRegisters,
+) -> int:
+    """Derive the shadow leaf of a guest leaf entry that maps guest frame `target`; 0 is nothing.
+
+    Args:
+        entry: The guest leaf, present or not, of any size.
+    """
+    if not entry & P or not entry & A:
+        return 0
+    if entry & NX and (not spec.has_nx or not registers.efer & EFER_NXE):
+        return 0
+    if entry & spec.levels[0].reserved:
+        return 0
+    inside = target < memory.n_guest_frames
+    pfn = memory.frame_view[target] if inside else NOWHERE
+    value = (pfn << PAGE_SHIFT) | P | A | D | link_rights(spec, entry)
+    if not entry & D or target in traces:
+        value &= ~W
+    if entry & G and registers.cr4 & CR4_PGE:
+        value |= G
+    return value

@@ -1,0 +1,84 @@
+"""Memory management module 350: which machine frame backs which guest frame.
+
+Guest frames and the monitor's own frames (shadow tables) come from one machine RAM and never
+overlap. Placement is scattered on purpose, so that a GPPN used as a PPN is seen at once.
+
+Source: A40 Fig. 5 (350), Fig. 7.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+
+from penumbra.hw.formats import PAGE_SHIFT
+from penumbra.hw.memory import Ram
+
+UNBACKED = -1
+
+
+class MonitorMemoryShortError(Exception):
+    """No machine frame is left for a shadow page."""
+
+
+class MemoryManagement:
+    """GPPN to PPN for one VM, and a pool of frames for the monitor.
+
+    Invariant: `frame_map` and `guest_of` are inverse; a frame of the pool backs no guest frame.
+
+    Attributes:
+        frame_map: int64[n_guest_frames], PPN of each GPPN.
+    """
+
+    def __init__(self, ram: Ram, n_guest_frames: int, *, identity: bool, seed: int) -> None:
+        frames = list(range(ram.n_frames))
+        if not identity:
+            random.Random(seed).shuffle(frames)
+        self.ram = ram
+        self.frame_map = np.array(frames[:n_guest_frames], np.int64)
+        self.frame_view = self.frame_map.data
+        self.guest_of = {pfn: gfn for gfn, pfn in enumerate(frames[:n_guest_frames])}
+        self._free = frames[n_guest_frames:]
+
+    @property
+    def n_guest_frames(self) -> int:
+        return len(self.frame_map)
+
+    def hpa(self, gpa: int) -> int | None:
+        """Return the machine address behind a guest-physical one, or None where nothing is."""
+        gfn = gpa >> PAGE_SHIFT
+        if gfn >= len(self.frame_map):
+            return None
+        return (self.frame_view[gfn] << PAGE_SHIFT) | (gpa & 0xFFF)
+
+    def load(self, gpa: int, size: int) -> int:
+        """Read guest-physical memory; all ones where nothing is."""
+        hpa = self.hpa(gpa)
+        return (1 << (8 * size)) - 1 if hpa is None else self.ram.load(hpa, size)
+
+    def store(self, gpa: int, size: int, value: int) -> None:
+        """Write guest-physical memory without any trace or tap: loaders and A/D emulation only."""
+        hpa = self.hpa(gpa)
+        if hpa is not None:
+            self.ram.store(hpa, size, value)
+
+    def take_frame(self) -> int:
+        """Return a zeroed machine frame for the monitor.
+
+        Raises:
+            MonitorMemoryShortError: The pool is empty.
+        """
+        if not self._free:
+            raise MonitorMemoryShortError
+        pfn = self._free.pop()
+        self.ram.clear_frame(pfn)
+        return pfn
+
+    def give_frame(self, pfn: int) -> None:
+        """Take back a frame of `take_frame`; no CPU may still walk it."""
+        self._free.append(pfn)
+
+    def check(self) -> None:
+        assert all(self.frame_view[gfn] == pfn for pfn, gfn in self.guest_of.items())
+        assert not set(self._free) & set(self.guest_of)

@@ -1,0 +1,115 @@
+"""How a change of a guest entry reaches the other sub-VMMs: the propagation policies.
+
+Each policy answers the same calls. `tell` returns the consumers that are owed a shootdown now:
+all of them under the immediate policy (A40 ¶91), those whose channel is full under the patch
+matrix (Fig. 11, 844).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from penumbra.actors.core import Covers, Drained, Matrix, Patch
+
+Key = tuple[int, int]
+_NOTHING = Drained([])
+
+
+class Propagation(Protocol):
+    """What a sub-VMM asks of its policy."""
+
+    def begin(self, producer: int, keys: Sequence[Key]) -> None:
+        """Announce the entries a store is about to touch (P1)."""
+
+    def tell(
+        self, producer: int, key: Key, consumers: int, derived: int | None, source: int
+    ) -> int:
+        """Tell each consumer of the bit set; return the bit set of those owed a shootdown."""
+        ...
+
+    def stored(self, producer: int) -> None:
+        """The store is visible (831); what is derived from now on is derived from it."""
+
+    def end(self, producer: int) -> None:
+        """Every consumer is told and has acknowledged what it had to (P9)."""
+
+    def drain(self, consumer: int, covers: Covers | None) -> Drained:
+        """Take the patches a coherency event makes relevant; None covers everything."""
+        ...
+
+    def drain_base(self, consumer: int, base: int) -> Drained:
+        """Take the patches for one guest table, before its shadow is linked again (EP7)."""
+        ...
+
+    def usable(self, consumer: int, patch: Patch, current: int, mask: int) -> bool:
+        """Say whether the derived value of a patch just drained may be installed (C8)."""
+        ...
+
+    def settle(self, consumer: int) -> None:
+        """What the last `drain` obliged to is done (C9)."""
+
+
+class ImmediateShootdown:
+    """Nothing is posted: every consumer is shot down at the store."""
+
+    def begin(self, producer: int, keys: Sequence[Key]) -> None:
+        pass
+
+    def tell(
+        self, producer: int, key: Key, consumers: int, derived: int | None, source: int
+    ) -> int:
+        return consumers
+
+    def stored(self, producer: int) -> None:
+        pass
+
+    def end(self, producer: int) -> None:
+        pass
+
+    def drain(self, consumer: int, covers: Covers | None) -> Drained:
+        return _NOTHING
+
+    def drain_base(self, consumer: int, base: int) -> Drained:
+        return _NOTHING
+
+    def usable(self, consumer: int, patch: Patch, current: int, mask: int) -> bool:
+        return False
+
+    def settle(self, consumer: int) -> None:
+        pass
+
+
+class PatchChannels:
+    """The patch channel matrix: one bounded channel per producer and consumer."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self._producers = [matrix.producer(i) for i in range(matrix.n)]
+        self._consumers = [matrix.consumer(i) for i in range(matrix.n)]
+
+    def begin(self, producer: int, keys: Sequence[Key]) -> None:
+        self._producers[producer].begin(keys)
+
+    def tell(
+        self, producer: int, key: Key, consumers: int, derived: int | None, source: int
+    ) -> int:
+        return self._producers[producer].post_all(consumers, key[0], key[1], derived, source)
+
+    def stored(self, producer: int) -> None:
+        self._producers[producer].stored()
+
+    def end(self, producer: int) -> None:
+        self._producers[producer].end()
+
+    def drain(self, consumer: int, covers: Covers | None) -> Drained:
+        return self._consumers[consumer].event(covers)
+
+    def drain_base(self, consumer: int, base: int) -> Drained:
+        return self._consumers[consumer].drain_base(base)
+
+    def usable(self, consumer: int, patch: Patch, current: int, mask: int) -> bool:
+        return self._consumers[consumer].usable(patch, current, mask)
+
+    def settle(self, consumer: int) -> None:
+        # Trace placers ask (T3a) and are served between exits, so what C9 finds needs no repair.
+        self._consumers[consumer].settle()

@@ -1,0 +1,269 @@
+"""Shadow page tables of one VCPU: real-format tables in machine RAM that its CPU walks.
+
+A shadow page is derived from one guest table in one role and found by that key, so it is kept when
+the guest loads another CR3 and found again when it comes back: that reuse is what write traces buy.
+A guest large page is shadowed in 4 KiB fragments, whose role names the large entry they come from.
+
+A TLB entry may outlive the shadow entry it came from, which is legal; but a *writable* one must not
+outlive the reverse map, or a frame that becomes a page table later could be written without an
+exit. So whatever takes a writable entry away says which addresses the CPU has to flush.
+
+Source: A40 Fig. 6 (392), Fig. 7; model, "Addresses and tables".
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from penumbra.actors.vmm.memory import MemoryManagement
+from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, A, D, FormatSpec, P, W
+
+Role: TypeAlias = tuple[int, int, int]  # guest table gfn, level, fragment (-1: not one)
+FLUSH_ALL = -1
+NO_FRAGMENT = -1
+
+
+@dataclass(eq=False)
+class ShadowPage:
+    """One shadow table.
+
+    Attributes:
+        va_base: First address it translates, FLUSH_ALL if it was ever linked at two.
+        parents: Entries (page, index) that link it.
+        live: Indexes of present entries; for leaves the guest frame each maps.
+        children: For upper levels: index to the shadow page linked there.
+    """
+
+    role: Role
+    pfn: int
+    va_base: int | None = None
+    parents: dict[tuple[ShadowPage, int], None] = field(default_factory=dict)
+    live: dict[int, int] = field(default_factory=dict)
+    children: dict[int, ShadowPage] = field(default_factory=dict)
+
+    @property
+    def level(self) -> int:
+        return self.role[1]
+
+
+class ShadowSpace:
+    """All shadow pages of one VCPU, their reverse map, and the root in use.
+
+    Invariant: an entry in RAM is present exactly if it is in `live` or `children` of its page, each
+    live leaf stands in the reverse map of the guest frame it maps, and below a page that translates
+    at several addresses every page does.
+    """
+
+    def __init__(
+        self,
+        spec: FormatSpec,
+        memory: MemoryManagement,
+        max_pages: int,
+        on_gone: Callable[[int, int], None],
+    ) -> None:
+        self._spec = spec
+        self._on_gone = on_gone  # (guest table gfn, index): nothing here derives from it any more
+        self._memory = memory
+        self._max_pages = max_pages
+        self._pages: OrderedDict[Role, ShadowPage] = OrderedDict()
+        self._by_table: dict[int, dict[Role, ShadowPage]] = {}
+        self._rmap: dict[int, dict[tuple[ShadowPage, int], None]] = {}
+        self.root: ShadowPage | None = None
+        self.flushes: list[int] = []
+        self.n_created = self.n_dropped = self.n_reused = 0
+
+    # ---- pages ----------------------------------------------------------------------------------
+
+    def find(self, role: Role) -> ShadowPage | None:
+        """Return the shadow page of a role and make it recently used."""
+        page = self._pages.get(role)
+        if page is not None:
+            self._pages.move_to_end(role)
+        return page
+
+    def of_table(self, gfn: int) -> list[ShadowPage]:
+        """Return every shadow page derived from a guest table, in order of creation."""
+        return list(self._by_table.get(gfn, {}).values())
+
+    def create(self, role: Role) -> ShadowPage:
+        """Make an empty shadow page; the least recently used one goes if memory is short."""
+        if len(self._pages) >= self._max_pages:
+            self._evict()
+        page = ShadowPage(role, self._memory.take_frame())
+        self._pages[role] = page
+        self._by_table.setdefault(role[0], {})[role] = page
+        self.n_created += 1
+        return page
+
+    def _evict(self) -> None:
+        path = self._in_use()
+        for page in self._pages.values():
+            if page not in path:
+                self.drop(page)
+                return
+
+    def _in_use(self) -> set[ShadowPage]:
+        """Pages a fill under way may hold: the root and the most recently used per level."""
+        recent = list(self._pages.values())[-2 * len(self._spec.levels) :]
+        return {*recent, *([self.root] if self.root else [])}
+
+    def drop(self, page: ShadowPage) -> None:
+        """Unlink and free a shadow page; the CPU must flush before the frame is walked again."""
+        del self._pages[page.role]  # first: clearing the last link to a fragment drops it
+        for parent, index in list(page.parents):
+            self.clear(parent, index)
+        for index in [*page.live, *page.children]:
+            self.clear(page, index)
+        # The paging-structure cache may still point at the frame.
+        self.flushes.append(FLUSH_ALL)
+        tables = self._by_table[page.role[0]]
+        del tables[page.role]
+        if not tables:
+            del self._by_table[page.role[0]]
+        self._memory.give_frame(page.pfn)
+        self.n_dropped += 1
+
+    # ---- entries --------------------------------------------------------------------------------
+
+    def entry_hpa(self, page: ShadowPage, index: int) -> int:
+        """Return the machine address of an entry."""
+        return (page.pfn << PAGE_SHIFT) + index * self._spec.entry_bytes
+
+    def entry(self, page: ShadowPage, index: int) -> int:
+        """Return an entry as the hardware reads it."""
+        return self._memory.ram.load(self.entry_hpa(page, index), self._spec.entry_bytes)
+
+    def _entries(self, page: ShadowPage) -> npt.NDArray[np.integer[Any]]:
+        ram, n = self._memory.ram, PAGE_BYTES // self._spec.entry_bytes
+        words: npt.NDArray[np.integer[Any]] = ram.array64 if n == 512 else ram.array32
+        return words[page.pfn * n : (page.pfn + 1) * n]
+
+    def _write(self, page: ShadowPage, index: int, value: int) -> None:
+        self._memory.ram.store(self.entry_hpa(page, index), self._spec.entry_bytes, value)
+
+    def address(self, page: ShadowPage, index: int) -> int | None:
+        """Return the first address an entry translates: FLUSH_ALL if several, None if none yet."""
+        if page.va_base is None or page.va_base == FLUSH_ALL:
+            return page.va_base
+        return page.va_base + (index << self._spec.levels[page.level].shift)
+
+    def clear(self, page: ShadowPage, index: int) -> None:
+        """Make an entry not present and note what its CPU must flush."""
+        if self._remove(page, index) and page.role[2] == NO_FRAGMENT:
+            gfn = page.role[0]
+            tables = [p for p in self.of_table(gfn) if p.role[2] == NO_FRAGMENT]
+            if not any(index in p.live or index in p.children for p in tables):
+                self._on_gone(gfn, index)
+
+    def _remove(self, page: ShadowPage, index: int) -> bool:
+        child = page.children.pop(index, None)
+        if child is not None:
+            del child.parents[page, index]
+            self._write(page, index, 0)
+            self.flushes.append(FLUSH_ALL)
+            # A fragment hears of changes through the large entry that links it, so it goes with it.
+            if child.role[2] != NO_FRAGMENT and not child.parents and child.role in self._pages:
+                self.drop(child)
+            return True
+        gfn = page.live.pop(index, None)
+        if gfn is None:
+            return False
+        self._note_flush(page, index)
+        mappings = self._rmap[gfn]
+        del mappings[page, index]
+        if not mappings:
+            del self._rmap[gfn]
+        self._write(page, index, 0)
+        return True
+
+    def _note_flush(self, page: ShadowPage, index: int) -> None:
+        where = self.address(page, index)
+        if where is not None:
+            self.flushes.append(where)
+
+    def set_leaf(self, page: ShadowPage, index: int, value: int, gfn: int) -> None:
+        """Install a leaf: `value` in hardware format maps the frame behind guest frame `gfn`."""
+        if self.entry(page, index) | A | D == value | A | D and page.live.get(index) == gfn:
+            return
+        self._remove(page, index)
+        page.live[index] = gfn
+        self._rmap.setdefault(gfn, {})[page, index] = None
+        self._write(page, index, value)
+
+    def link(self, page: ShadowPage, index: int, child: ShadowPage, rights: int, gva: int) -> None:
+        """Let an upper entry point at `child`, with the guest entry's own rights bits."""
+        value = (child.pfn << PAGE_SHIFT) | rights | P | A
+        if page.children.get(index) is child:
+            if self.entry(page, index) | A != value:
+                self._write(page, index, value)
+                self.flushes.append(FLUSH_ALL)
+            return
+        self._remove(page, index)
+        span = (1 << self._spec.levels[page.level].shift) - 1
+        self._place(child, FLUSH_ALL if page.va_base == FLUSH_ALL else gva & ~span)
+        child.parents[page, index] = None
+        page.children[index] = child
+        self._write(page, index, value)
+
+    def _place(self, page: ShadowPage, base: int) -> None:
+        """Note where a page translates from now on; an alias of it is one of all beneath."""
+        if page.va_base in (base, FLUSH_ALL):
+            return
+        page.va_base = base if page.va_base is None else FLUSH_ALL
+        if page.va_base == FLUSH_ALL:
+            for below in page.children.values():
+                self._place(below, FLUSH_ALL)
+
+    # ---- reverse map ----------------------------------------------------------------------------
+
+    def revoke_write(self, gfn: int) -> int:
+        """Take W from every mapping of a guest frame; return how many had it (T3a)."""
+        n = 0
+        for page, index in self._rmap.get(gfn, {}):
+            value = self.entry(page, index)
+            if value & W:
+                self._write(page, index, value & ~W)
+                self._note_flush(page, index)
+                n += 1
+        return n
+
+    def take_flushes(self) -> list[int]:
+        """Return the addresses the CPU must flush now, once each; FLUSH_ALL alone if it is in."""
+        if not self.flushes:
+            return []
+        wanted = dict.fromkeys(self.flushes)
+        self.flushes.clear()
+        return [FLUSH_ALL] if FLUSH_ALL in wanted else list(wanted)
+
+    def all_pages(self) -> list[ShadowPage]:
+        """Return every shadow page, least recently used first."""
+        return list(self._pages.values())
+
+    def leaves(self) -> Iterator[tuple[ShadowPage, int, int]]:
+        """Return every live leaf: its page, its index and the guest frame it maps."""
+        for page in self._pages.values():
+            for index, gfn in page.live.items():
+                yield page, index, gfn
+
+    @property
+    def n_pages(self) -> int:
+        return len(self._pages)
+
+    def check(self) -> None:
+        """Assert the class invariant over every page: what RAM holds is what the books say."""
+        for page in self._pages.values():
+            present = set(np.flatnonzero(self._entries(page) & P).tolist())
+            assert present == set(page.live) | set(page.children), page.role
+            assert not set(page.live) & set(page.children)
+            for index, gfn in page.live.items():
+                assert (page, index) in self._rmap[gfn]
+            for index, child in page.children.items():
+                assert (page, index) in child.parents
+                assert page.va_base != FLUSH_ALL or child.va_base == FLUSH_ALL, child.role
+        assert sum(map(len, self._rmap.values())) == sum(len(p.live) for p in self._pages.values())

@@ -1,0 +1,125 @@
+"""The monitor's walk of a guest's tables: the machine's walker over guest-physical addresses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from penumbra.actors.vmm.memory import MemoryManagement
+from penumbra.hw import mmu_layout as m
+from penumbra.hw.compiled import kernels_for
+from penumbra.hw.formats import (
+    CR0_PG,
+    CR0_WP,
+    CR4_PGE,
+    CR4_PSE,
+    EFER_NXE,
+    PAGE_SHIFT,
+    A,
+    D,
+    FormatSpec,
+)
+from penumbra.hw.streams import WRITE
+
+_ALL_RIGHTS = m.E_W | m.E_U | m.E_X
+
+
+@dataclass
+class GuestRegisters:
+    """Control registers as the guest believes they are."""
+
+    cr0: int = 0
+    cr2: int = 0
+    cr3: int = 0
+    cr4: int = 0
+    efer: int = 0
+
+    @property
+    def paging(self) -> bool:
+        return bool(self.cr0 & CR0_PG)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One entry a walk read: its level, guest-physical address and value."""
+
+    level: int
+    gpa: int
+    entry: int
+
+    @property
+    def gfn(self) -> int:
+        return self.gpa >> PAGE_SHIFT
+
+
+class GuestWalker:
+    """Walks guest tables through the frame map; caches nothing."""
+
+    def __init__(self, spec: FormatSpec, memory: MemoryManagement) -> None:
+        self._spec = spec
+        self._memory = memory
+        self._reg_array = np.zeros(m.REG_WORDS, np.int64)
+        self.reg = self._reg_array.data
+        self.reg[m.R_MAPPED] = 1
+        self.reg[m.R_FRAMES] = memory.n_guest_frames
+        kernels = kernels_for(spec)
+        self._resolve = kernels.functions.resolve
+        self._leaf_frame = kernels.functions.leaf_frame
+        ram = memory.ram
+        self._args = (
+            (ram.array64, ram.array32, self._reg_array, memory.frame_map)
+            if kernels.compiled
+            else (ram.i64, ram.u32, self.reg, memory.frame_view)
+        )
+
+    def resolve(self, at: GuestRegisters, gva: int, kind: int, user: bool) -> bool:
+        """Walk from the guest's CR3, check the rights; False leaves the error code in `error`."""
+        reg = self.reg
+        reg[m.R_WP] = at.cr0 & CR0_WP
+        reg[m.R_PSE] = at.cr4 & CR4_PSE
+        reg[m.R_PGE] = at.cr4 & CR4_PGE
+        reg[m.R_NXE] = at.efer & EFER_NXE
+        root = at.cr3 & self._spec.frame_mask
+        signed = gva - (1 << 64) if gva >> 63 else gva
+        top = self._spec.top
+        return bool(self._resolve(*self._args, signed, kind, int(user), top, root, _ALL_RIGHTS))
+
+    @property
+    def error(self) -> int:
+        return self.reg[m.R_FAULT_ERROR]
+
+    @property
+    def rights(self) -> int:
+        """AND of the rights of all levels the last walk used: `E_W`, `E_U`, `E_X`."""
+        return self.reg[m.R_RIGHTS]
+
+    def steps(self) -> list[Step]:
+        """Return the entries the last walk read, from the root down."""
+        reg = self.reg
+        mask = (1 << 64) - 1
+        return [
+            Step(level, reg[m.R_PATH + level], reg[m.R_ENTRY + level] & mask)
+            for level in range(self._spec.top, reg[m.R_LEVEL] - 1, -1)
+        ]
+
+    def frame(self, gva: int) -> int:
+        """Return the guest frame the last successful walk maps `gva` to, large pages included."""
+        level = self.reg[m.R_LEVEL]
+        first: int = self._leaf_frame(self.reg[m.R_ENTRY + level], level)
+        return first + ((gva >> PAGE_SHIFT) & ((1 << (self._spec.levels[level].shift - 12)) - 1))
+
+    def set_accessed(self, steps: list[Step], kind: int) -> list[Step]:
+        """Set A in every entry of a permitted walk and D in the leaf of a write, in guest memory.
+
+        The monitor's own stores: no trace fires and no patch is posted for them (EP10).
+        """
+        done = []
+        for step in steps:
+            want = step.entry | A
+            if step is steps[-1] and kind == WRITE:
+                want |= D
+            if want != step.entry:
+                self._memory.store(step.gpa, self._spec.entry_bytes, want)
+            done.append(Step(step.level, step.gpa, want))
+        return done

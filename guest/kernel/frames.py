@@ -1,0 +1,113 @@
+"""Page frames of the guest: user frames with reference counts, and the page-table pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from penumbra.guest.threads import KernelPanic
+
+
+class OutOfMemory(Exception):
+    """No frame is left; the text names what ran out. The process that asked for it is killed."""
+
+
+class Frames:
+    """User frames.
+
+    The frame freed last is handed out first, so that a translation which should have been flushed
+    meets foreign data soon.
+
+    Invariant: a frame is either free with no reference or taken with at least one.
+    """
+
+    def __init__(self, first_gfn: int, n_frames: int) -> None:
+        self.first_gfn = first_gfn
+        self.n_frames = n_frames
+        self._refs = [0] * n_frames
+        self._free = list(range(first_gfn + n_frames - 1, first_gfn - 1, -1))
+        self.reclaim: Callable[[], bool] = lambda: False
+
+    @property
+    def n_free(self) -> int:
+        return len(self._free)
+
+    def take(self) -> int:
+        """Return a free frame, now with one reference.
+
+        Raises:
+            OutOfMemory: Nothing is free and nothing could be reclaimed.
+        """
+        if not self._free and not self.reclaim():
+            raise OutOfMemory("out of memory")
+        gfn = self._free.pop()
+        self._refs[gfn - self.first_gfn] = 1
+        return gfn
+
+    def share(self, gfn: int) -> None:
+        """Add a reference to a taken frame."""
+        self._refs[self._taken(gfn)] += 1
+
+    def drop(self, gfn: int) -> None:
+        """Give one reference back; with the last one the frame is free."""
+        index = self._taken(gfn)
+        self._refs[index] -= 1
+        if not self._refs[index]:
+            self._free.append(gfn)
+
+    def references(self, gfn: int) -> int:
+        """Return the number of references to a taken frame."""
+        return self._refs[self._taken(gfn)]
+
+    def _taken(self, gfn: int) -> int:
+        """Return the index of a taken frame.
+
+        Raises:
+            KernelPanic: It is not: the page table that names it holds garbage.
+        """
+        index = gfn - self.first_gfn
+        if not 0 <= index < self.n_frames or not self._refs[index]:
+            raise KernelPanic(f"a page table names frame {gfn:#x}, which the kernel has not given")
+        return index
+
+    def check(self) -> None:
+        free = set(self._free)
+        assert len(free) == len(self._free)
+        for index, refs in enumerate(self._refs):
+            assert (index + self.first_gfn in free) == (refs == 0)
+
+
+class TablePool:
+    """Frames for page tables, locks and mailboxes.
+
+    Every frame handed out is full of zeros: RAM is at power-on, and whoever gives a frame back has
+    cleared it entry by entry, as unmapping does.
+
+    Invariant: free frames are distinct and inside the pool.
+    """
+
+    def __init__(self, first_gfn: int, n_frames: int) -> None:
+        self.first_gfn = first_gfn
+        self.n_frames = n_frames
+        self._free = list(range(first_gfn + n_frames - 1, first_gfn - 1, -1))
+
+    @property
+    def n_free(self) -> int:
+        return len(self._free)
+
+    def take(self) -> int:
+        """Return a zeroed frame.
+
+        Raises:
+            OutOfMemory: The pool is exhausted.
+        """
+        if not self._free:
+            raise OutOfMemory("out of page-table memory")
+        return self._free.pop()
+
+    def drop(self, gfn: int) -> None:
+        """Take back a frame that is full of zeros and that no CPU can still walk."""
+        assert self.first_gfn <= gfn < self.first_gfn + self.n_frames
+        self._free.append(gfn)
+
+    def check(self) -> None:
+        assert len(set(self._free)) == len(self._free) <= self.n_frames

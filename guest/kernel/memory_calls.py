@@ -1,0 +1,321 @@
+"""The calls that change an address space. Each has flushed what it must before it returns.
+
+All work is done under the address space's lock; frames and tables are given away only after the
+flush. Arguments come from programs and are checked; errors are returned as negative numbers, as
+Linux does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from penumbra.guest.kernel.areas import (
+    ANONYMOUS,
+    MAP_FIXED,
+    MAP_SHARED,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    PROT_READ,
+    PROT_WRITE,
+    Area,
+    AreaMap,
+)
+from penumbra.guest.kernel.frames import Frames, OutOfMemory, TablePool
+from penumbra.guest.kernel.layout import Layout
+from penumbra.guest.kernel.page_cache import PageCache
+from penumbra.guest.kernel.process import Cpu, Thread
+from penumbra.guest.kernel.shootdown import Shootdown
+from penumbra.guest.kernel.tables import AddressSpace, Slot, Table, Tables
+from penumbra.guest.kernel.words import acquire, release
+from penumbra.hw.formats import NX, PAGE_BYTES, PAGE_SHIFT, A, D, P, W
+from penumbra.hw.operations import Exchange, Store
+
+EINVAL, ENOMEM = -22, -12
+_MREMAP_DONTUNMAP = 4
+
+
+class MemoryCalls:
+    """mmap, munmap, mprotect, mremap and brk, and the unmapping that exec and exit need."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        layout: Layout,
+        frames: Frames,
+        pool: TablePool,
+        cache: PageCache,
+        shootdown: Shootdown,
+        bugs: frozenset[str],
+    ) -> None:
+        self._tables = tables
+        self._layout = layout
+        self._frames = frames
+        self._pool = pool
+        self._cache = cache
+        self._shootdown = shootdown
+        self._bugs = bugs
+        spec = tables.spec
+        self._limit = 1 << (spec.va_bits - (1 if spec.sign_extended else 0)) >> PAGE_SHIFT
+        self._hole = (layout.window_gva >> PAGE_SHIFT, layout.window_end >> PAGE_SHIFT)
+
+    async def mmap(self, thread: Thread, args: tuple[int, ...]) -> int:
+        """(address, length, prot, flags, file or -1, page offset) -> address."""
+        address, length, prot, flags, file_id, offset = args
+        n_pages = _pages(length)
+        if not n_pages or address % PAGE_BYTES:
+            return EINVAL
+        space = _space(thread)
+        await acquire(space.lock)
+        first: int | None = address >> PAGE_SHIFT
+        if flags & MAP_FIXED:
+            if not self._allowed(first, n_pages):
+                first = None
+            else:
+                await self.unmap(thread.cpu, space, address >> PAGE_SHIFT, n_pages)
+        else:
+            first = self._gap(space, n_pages)
+        if first is not None:
+            shared = bool(flags & MAP_SHARED)
+            if file_id < 0:
+                file_id, offset = (self._cache.new_object() if shared else ANONYMOUS), 0
+            space.areas.insert(Area(first, first + n_pages, prot & 7, shared, file_id, offset))
+        await release(space.lock)
+        return ENOMEM if first is None else first << PAGE_SHIFT
+
+    async def munmap(self, thread: Thread, args: tuple[int, ...]) -> int:
+        """(address, length) -> 0."""
+        address, length = args
+        n_pages = _pages(length)
+        if not self._allowed(address >> PAGE_SHIFT, n_pages) or address % PAGE_BYTES:
+            return EINVAL
+        space = _space(thread)
+        await acquire(space.lock)
+        await self.unmap(thread.cpu, space, address >> PAGE_SHIFT, n_pages)
+        await release(space.lock)
+        return 0
+
+    async def mprotect(self, thread: Thread, args: tuple[int, ...]) -> int:
+        """(address, length, prot) -> 0; pages where nothing is mapped are passed over."""
+        address, length, prot = args
+        first, n_pages = address >> PAGE_SHIFT, _pages(length)
+        if not self._allowed(first, n_pages) or address % PAGE_BYTES:
+            return EINVAL
+        space = _space(thread)
+        await acquire(space.lock)
+        lowered: list[int] = []
+        for area in space.areas.remove(first, first + n_pages):
+            new_area = replace(area, prot=prot & 7)
+            space.areas.insert(new_area)
+            for slot in self._tables.live(space, area.first, area.stop):
+                if await self._protect(new_area, slot):
+                    lowered.append(slot.vpn)
+        if lowered:
+            await self._flush(thread.cpu, space, lowered)
+        await release(space.lock)
+        return 0
+
+    async def mremap(self, thread: Thread, args: tuple[int, ...]) -> int:
+        """(old, old length, new length, flags, new address with MREMAP_FIXED) -> new address."""
+        old_address, old_length, new_length, flags = args[:4]
+        old, n_old, n_new = old_address >> PAGE_SHIFT, _pages(old_length), _pages(new_length)
+        if not (self._allowed(old, n_old) and n_new) or old_address % PAGE_BYTES:
+            return EINVAL
+        space = _space(thread)
+        await acquire(space.lock)
+        if flags & MREMAP_FIXED:
+            new = args[4] >> PAGE_SHIFT
+            apart = new == old or new + n_new <= old or old + n_old <= new
+            fits = apart and self._allowed(new, n_new)
+        else:
+            new = self._new_place(space, old, n_old, n_new, flags)
+            fits = new >= 0
+        try:
+            if fits:
+                await self._remap(thread, space, old, n_old, new, n_new, flags)
+        except OutOfMemory:
+            await release(space.lock)
+            raise
+        await release(space.lock)
+        return new << PAGE_SHIFT if fits else ENOMEM
+
+    async def brk(self, thread: Thread, args: tuple[int, ...]) -> int:
+        """(wanted break, 0 to ask) -> the break now."""
+        (wanted,) = args
+        space = _space(thread)
+        if not wanted:
+            return space.heap_end
+        await acquire(space.lock)
+        old, new = _pages(space.heap_end), _pages(wanted)
+        if not space.heap_end:
+            old = new
+        if new > old and self._allowed(old, new - old):
+            at = old
+            for taken in [*space.areas.overlapping(old, new), None]:
+                stop = taken.first if taken else new
+                if at < stop:
+                    space.areas.insert(Area(at, stop, PROT_READ | PROT_WRITE, False, ANONYMOUS, 0))
+                at = taken.stop if taken else new
+        elif new < old:
+            await self.unmap(thread.cpu, space, new, old - new)
+        space.heap_end = wanted
+        await release(space.lock)
+        return wanted
+
+    async def unmap(self, cpu: Cpu, space: AddressSpace, first: int, n_pages: int) -> None:
+        """Take pages out of an address space, flush, and give what they held away.
+
+        The caller holds the lock; interrupts are enabled.
+        """
+        stop = first + n_pages
+        areas = space.areas.remove(first, stop)
+        width = self._tables.entry_bytes
+        vpns, gfns = [], []
+        for slot in self._tables.live(space, first, stop):
+            slot.table.live.discard(slot.position)
+            entry: int = await Exchange(slot.gva, width, 0)
+            gfns.append(self._tables.frame(entry))
+            if entry & P:
+                vpns.append(slot.vpn)
+        if "reuse-before-flush" in self._bugs:
+            self._drop_frames(gfns)
+        unlinked = await self._tables.unlink_empty(space, first, stop)
+        if vpns or unlinked:
+            held = vpns or [first]
+            await self._shootdown.flush(cpu, space, held[0], held[-1] - held[0] + 1)
+        if "reuse-before-flush" not in self._bugs:
+            self._drop_frames(gfns)
+        self._drop_tables(unlinked)
+        for area in areas:
+            self._cache.forget_object(area.file_id)
+        if vpns:
+            await self._shootdown.flush_late(cpu, space, vpns[0], vpns[-1] - vpns[0] + 1)
+
+    async def clear(self, space: AddressSpace) -> None:
+        """Empty an address space that no CPU has loaded any more; that needs no flush."""
+        assert not space.cpus and not space.users
+        width = self._tables.entry_bytes
+        areas = list(space.areas)
+        space.areas.remove(0, 1 << 64)
+        space.underlay = AreaMap()
+        for slot in self._tables.live(space, 0, 1 << 52):
+            slot.table.live.discard(slot.position)
+            entry: int = await Exchange(slot.gva, width, 0)
+            self._frames.drop(self._tables.frame(entry))
+        self._drop_tables(await self._tables.unlink_empty(space, 0, 1 << 52))
+        for area in areas:
+            self._cache.forget_object(area.file_id)
+
+    async def _protect(self, area: Area, slot: Slot) -> bool:
+        """Give one entry its area's rights; tell whether some CPU may have cached more."""
+        old = await self._tables.load(slot)
+        gfn = self._tables.frame(old)
+        own = area.shared or self._frames.references(gfn) == 1
+        if area.shared and area.prot & PROT_WRITE:
+            self._cache.written(area.file_id, area.object_page(slot.vpn))
+        new = self._tables.entry(gfn, area.prot, writable=own, dirty=False)
+        if new & P:
+            new |= old & (A | D)
+        if new == old:
+            return False
+        await self._tables.change(slot, old, new)
+        return bool(old & P and (not new & P or old & ~new & W or new & ~old & NX))
+
+    async def _remap(
+        self,
+        thread: Thread,
+        space: AddressSpace,
+        old: int,
+        n_old: int,
+        new: int,
+        n_new: int,
+        flags: int,
+    ) -> None:
+        """Make `n_old` pages from `old` be `n_new` pages from `new`, moving entries."""
+        cpu = thread.cpu
+        if n_new < n_old and not flags & _MREMAP_DONTUNMAP:
+            await self.unmap(cpu, space, old + n_new, n_old - n_new)
+        n_kept = min(n_old, n_new)
+        if new != old:
+            await self.unmap(cpu, space, new, n_new)
+            for slot in self._tables.live(space, old, old + n_kept):
+                await self._tables.make(space, slot.vpn - old + new)
+            await self._move(cpu, space, old, n_kept, new, keep=bool(flags & _MREMAP_DONTUNMAP))
+        if n_new > n_old:
+            await self.unmap(cpu, space, new + n_old, n_new - n_old)
+            last = space.areas.find(new + n_old - 1)
+            if last is not None:
+                grown = replace(last, stop=new + n_new)
+                space.areas.insert(grown.clip(new + n_old, new + n_new))
+
+    async def _move(
+        self, cpu: Cpu, space: AddressSpace, old: int, n_pages: int, new: int, *, keep: bool
+    ) -> None:
+        """Move areas and entries, the destination's tables being there; flush the source.
+
+        The lock is held until after the flush, so nobody can free a moved frame while a CPU still
+        reaches it through the old address.
+        """
+        for area in space.areas.remove(old, old + n_pages):
+            space.areas.insert(area.move(area.first - old + new))
+            if keep:
+                space.areas.insert(area)
+        width = self._tables.entry_bytes
+        moved = []
+        for slot in self._tables.live(space, old, old + n_pages):
+            slot.table.live.discard(slot.position)
+            entry: int = await Exchange(slot.gva, width, 0)
+            target = self._tables.find(space, slot.vpn - old + new)
+            assert target is not None
+            target.table.live.add(target.position)
+            await Store(target.gva, width, entry)
+            if entry & P:
+                moved.append(slot.vpn)
+        unlinked = await self._tables.unlink_empty(space, old, old + n_pages)
+        if moved or unlinked:
+            await self._flush(cpu, space, moved or [old])
+        self._drop_tables(unlinked)
+
+    def _new_place(self, space: AddressSpace, old: int, n_old: int, n_new: int, flags: int) -> int:
+        """Return where mremap puts its pages, -1 if there is no room."""
+        if n_new <= n_old:
+            return old
+        beyond = old + n_old
+        if self._allowed(beyond, n_new - n_old) and not space.areas.overlapping(
+            beyond, old + n_new
+        ):
+            return old
+        gap = self._gap(space, n_new) if flags & MREMAP_MAYMOVE else None
+        return -1 if gap is None else gap
+
+    def _gap(self, space: AddressSpace, n_pages: int) -> int | None:
+        base = self._layout.user_base >> PAGE_SHIFT
+        return space.areas.gap(n_pages, base, self._limit, self._hole)
+
+    def _allowed(self, first: int | None, n_pages: int) -> bool:
+        """Tell whether a non-empty page range lies in user addresses, clear of the window."""
+        if first is None or n_pages <= 0 or first < 0 or first + n_pages > self._limit:
+            return False
+        return first + n_pages <= self._hole[0] or first >= self._hole[1]
+
+    async def _flush(self, cpu: Cpu, space: AddressSpace, vpns: list[int]) -> None:
+        """Flush from the lowest to the highest of `vpns` where no frame is given away after it."""
+        n_pages = vpns[-1] - vpns[0] + 1
+        await self._shootdown.flush(cpu, space, vpns[0], n_pages)
+        await self._shootdown.flush_late(cpu, space, vpns[0], n_pages)
+
+    def _drop_frames(self, gfns: list[int]) -> None:
+        for gfn in gfns:
+            self._frames.drop(gfn)
+
+    def _drop_tables(self, tables: list[Table]) -> None:
+        for table in tables:
+            self._pool.drop(table.gfn)
+
+
+def _pages(n_bytes: int) -> int:
+    return -(-n_bytes // PAGE_BYTES)
+
+
+def _space(thread: Thread) -> AddressSpace:
+    assert thread.process is not None
+    return thread.process.space

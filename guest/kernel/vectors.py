@@ -1,0 +1,5 @@
+"""Interrupt vectors the guest kernel serves."""
+
+VECTOR_TIMER = 0x20
+VECTOR_RESCHEDULE = 0xFD
+VECTOR_SHOOTDOWN = 0xFE

@@ -1,0 +1,1 @@
+"""Guest programs: what a process runs, and the two kinds of it (coroutines, recordings)."""

@@ -1,0 +1,13 @@
+"""Workloads: guest programs written as coroutines, each of which checks what it reads.
+
+A value that is wrong is reported by `Mark("wrong", (address, expected, found))`; a run without such
+a mark and with every process ended by itself is a right one.
+"""
+
+from penumbra.guest.workloads.fork_storm import ForkStorm as ForkStorm
+from penumbra.guest.workloads.mmap_churn import MmapChurn as MmapChurn
+from penumbra.guest.workloads.registry import WORKLOADS as WORKLOADS
+from penumbra.guest.workloads.registry import make_workload as make_workload
+from penumbra.guest.workloads.shootdown_stress import ShootdownStress as ShootdownStress
+
+__all__ = ["WORKLOADS", "ForkStorm", "MmapChurn", "ShootdownStress", "make_workload"]

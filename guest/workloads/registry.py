@@ -1,0 +1,30 @@
+"""The workloads by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from penumbra.guest.programs.program import Program
+from penumbra.guest.workloads.fork_storm import ForkStorm
+from penumbra.guest.workloads.mmap_churn import MmapChurn
+from penumbra.guest.workloads.shootdown_stress import ShootdownStress
+
+WORKLOADS: dict[str, tuple[str, Callable[..., Program]]] = {
+    "fork-storm": ("a tree of processes writing copy-on-write pages", ForkStorm),
+    "mmap-churn": ("processes that map, protect, move and unmap all the time", MmapChurn),
+    "shootdown-stress": ("threads that use what a sibling keeps remapping", ShootdownStress),
+}
+
+
+def make_workload(name: str, **parameters: int) -> Program:
+    """Return the workload `name` with the given parameters, defaults for the others.
+
+    Raises:
+        ValueError: There is no such workload, or it has no such parameter.
+    """
+    if name not in WORKLOADS:
+        raise ValueError(f"no workload {name!r} (known: {', '.join(WORKLOADS)})")
+    try:
+        return WORKLOADS[name][1](**parameters)
+    except TypeError as error:
+        raise ValueError(f"workload {name!r}: {error}") from error

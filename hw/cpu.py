@@ -1,0 +1,456 @@
+"""A physical CPU: registers, a TLB, and two engines that run instructions until something happens.
+
+One door, `PhysicalCpu.run(work, user, at)`: single operations with data (`ops`) and access blocks
+(`trace`) alike go through the same MMU kernels and end in one `Exit`. The CPU decides nothing about
+privileged work and delivers no fault: that is for whoever runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from penumbra.hw import mmu_layout as k
+from penumbra.hw import operations as o
+from penumbra.hw.compiled import Kernels, kernels_for
+from penumbra.hw.exits import (
+    BudgetSpent,
+    Done,
+    Exit,
+    GeneralProtection,
+    PageFault,
+    Privileged,
+    Spinning,
+    SystemCall,
+)
+from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, FormatSpec
+from penumbra.hw.memory import Ram
+from penumbra.hw.streams import FETCH, READ, WRITE, AccessStream
+from penumbra.hw.tlb import Tlb, TlbGeometry
+
+UsedHook = Callable[[int, int, bool, int], None]
+FlaggedHook = Callable[[int, int, int, int], None]
+BlockHook = Callable[[int, AccessStream, int, npt.NDArray[np.int64]], None]
+
+_PRIVILEGED = (
+    o.Invlpg,
+    o.LoadControl,
+    o.ReadControl,
+    o.SendIpi,
+    o.Halt,
+    o.SetInterrupts,
+    o.ArmTimer,
+    o.SwitchThread,
+)
+_MASK64 = (1 << 64) - 1
+_DONE = Done()
+_PRIVILEGED_EXIT = Privileged()
+_SYSTEM_CALL = SystemCall()
+
+
+class PhysicalCpu:
+    """One CPU over shared RAM and a TLB of its own (or shared with siblings).
+
+    Invariant: `reg` and the TLB array are changed by the kernels and by this class only.
+
+    Attributes:
+        on_used: Called for each single access with (gva, kind, user, pfn), or None.
+        on_flagged: Called after each store to a flagged frame with (hpa, size, old, new).
+        on_block: Called for each finished piece of a block with (stream id, stream, start, frames);
+            `frames` is a view that the next piece overwrites.
+    """
+
+    def __init__(
+        self,
+        cpu_id: int,
+        spec: FormatSpec,
+        ram: Ram,
+        tlb: Tlb,
+        streams: Sequence[AccessStream] = (),
+        kernels: Kernels | None = None,
+    ) -> None:
+        self.cpu_id = cpu_id
+        self.spec = spec
+        self.ram = ram
+        self.tlb = tlb
+        # A 32-bit address wraps; in 64 bits what is not below bit 47 may be non-canonical.
+        wide = spec.sign_extended
+        self._gva_mask = _MASK64 if wide else (1 << spec.va_bits) - 1
+        self._suspect = ~((1 << (spec.va_bits - wide)) - 1)
+        self.streams = streams
+        self.on_used: UsedHook | None = None
+        self.on_flagged: FlaggedHook | None = None
+        self.on_block: BlockHook | None = None
+        self._reg_array = np.zeros(k.REG_WORDS, np.int64)
+        self.reg = self._reg_array.data
+        self.reg[k.R_FRAMES] = ram.n_frames
+        self.reg[k.R_GTAG] = ((1 << 23) | cpu_id) << k.TAG_SHIFT
+        kernels = kernels or kernels_for(spec)
+        self._compiled = kernels.compiled
+        functions = kernels.functions
+        self._translate = functions.translate
+        self._run_block = functions.run_block
+        self._invlpg = functions.invlpg
+        self._flush = functions.flush
+        self._drop_page = functions.drop_page
+        if kernels.compiled:
+            self._reg_arg, self._tlb_arg = self._reg_array, tlb.array
+            self._ram_args = (ram.array64, ram.array32)
+            self._flags_arg = ram.flags_array
+        else:
+            self._reg_arg, self._tlb_arg = self.reg, tlb.view  # type: ignore[assignment]
+            self._ram_args = (ram.i64, ram.u32)  # type: ignore[assignment]
+            self._flags_arg = ram.flags  # type: ignore[assignment]
+        self._used = np.zeros(1024, np.int64)
+        self._engines: dict[type, Callable[..., Exit]] = {
+            o.Load: self._load,
+            o.Store: self._store,
+            o.Exchange: self._exchange,
+            o.CompareExchange: self._compare_exchange,
+            o.Fill: self._fill,
+            o.Copy: self._copy,
+            o.Block: self._block,
+            o.SpinUntil: self._spin,
+            o.Syscall: self._syscall,
+            o.TrapReturn: self._supervisor_only,
+            o.Mark: self._nothing,
+        }
+        self._engines.update(dict.fromkeys(_PRIVILEGED, self._supervisor_only))
+
+    # ---- registers and invalidation -------------------------------------------------------------
+
+    def set_modes(self, *, wp: bool, pse: bool, pge: bool, nxe: bool, pg: bool = True) -> None:
+        """Set the mode bits the MMU evaluates at each use; flushes nothing."""
+        reg = self.reg
+        reg[k.R_WP], reg[k.R_PSE], reg[k.R_PGE] = wp, pse, pge
+        reg[k.R_NXE], reg[k.R_PG] = nxe, pg
+
+    def load_root(self, root: int) -> None:
+        """MOV CR3: bits outside the root's frame are ignored; global entries stay under CR4.PGE."""
+        root &= self.spec.frame_mask
+        self.reg[k.R_ROOT] = root
+        self.reg[k.R_TAG] = ((root >> PAGE_SHIFT) & 0x7FFFFF) << k.TAG_SHIFT
+        self._flush(self._tlb_arg, 1 if self.reg[k.R_PGE] else 0)
+
+    def flush_all(self) -> None:
+        """Drop every translation, global ones included."""
+        self._flush(self._tlb_arg, 0)
+
+    def invlpg(self, gva: int) -> None:
+        """INVLPG on this CPU."""
+        self._invlpg(self._reg_arg, self._tlb_arg, _signed(gva))
+
+    # ---- the door -------------------------------------------------------------------------------
+
+    def run(self, work: o.Operation, user: bool, at: int = 0) -> Exit:
+        """Run `work` until it is done or something happens.
+
+        Args:
+            user: CPL 3, or 0-2.
+            at: Where a restartable operation goes on: run index or byte offset of an earlier exit.
+        """
+        return self._engines[type(work)](work, user, at)
+
+    def translate(self, gva: int, kind: int, user: bool) -> int:
+        """Return the frame an access uses, or -1 with the fault in `fault()`."""
+        return int(
+            self._translate(
+                *self._ram_args, self._reg_arg, self._tlb_arg, _signed(gva), kind, int(user)
+            )
+        )
+
+    def fault(self, kind: int, at: int = 0) -> PageFault:
+        """Return the page fault the last failed translation noted."""
+        reg = self.reg
+        return PageFault(reg[k.R_FAULT_GVA] & _MASK64, reg[k.R_FAULT_ERROR], at, kind)
+
+    # ---- single operations ----------------------------------------------------------------------
+
+    def _frame(self, gva: int, kind: int, user: bool) -> int:
+        """Translate and report; -1 is a fault. Non-canonical addresses raise _NonCanonical."""
+        if gva & self._suspect and not self.spec.canonical(gva):
+            raise _NonCanonicalError(gva)
+        pfn: int = self._translate(
+            *self._ram_args, self._reg_arg, self._tlb_arg, _signed(gva), kind, 1 if user else 0
+        )
+        if pfn >= 0 and self.on_used is not None:
+            self.on_used(gva, kind, user, pfn)
+        return pfn
+
+    def _access(self, gva: int, size: int, kind: int, user: bool) -> list[tuple[int, int]] | Exit:
+        """Translate a whole single access and count it; return what `_parts` does."""
+        parts = self._parts(gva, size, kind, user)
+        if isinstance(parts, list):
+            self.reg[k.R_REFERENCES] += len(parts)
+        return parts
+
+    def _parts(self, gva: int, size: int, kind: int, user: bool) -> list[tuple[int, int]] | Exit:
+        """Translate all pages of an access before any byte moves; return (hpa, bytes) parts."""
+        if not 0 < size <= PAGE_BYTES:
+            return GeneralProtection(f"access of {size} bytes")
+        first = min(size, PAGE_BYTES - (gva & (PAGE_BYTES - 1)))
+        parts = []
+        for start, n in ((gva, first), ((gva + first) & self._gva_mask, size - first)):
+            if n == 0:
+                break
+            try:
+                pfn = self._frame(start, kind, user)
+            except _NonCanonicalError as error:
+                return GeneralProtection(str(error))
+            if pfn < 0:
+                return self.fault(kind)
+            parts.append(((pfn << PAGE_SHIFT) | (start & (PAGE_BYTES - 1)), n))
+        return parts
+
+    def _put(self, hpa: int, size: int, value: int) -> None:
+        """Store to RAM and tell whoever flagged the frame."""
+        pfn = hpa >> PAGE_SHIFT
+        ram = self.ram
+        if pfn < ram.n_frames and ram.flags[pfn] and self.on_flagged is not None:
+            old = ram.load(hpa, size)
+            ram.store(hpa, size, value)
+            self.on_flagged(hpa, size, old, value)
+        else:
+            ram.store(hpa, size, value)
+
+    def _load(self, work: o.Load, user: bool, at: int) -> Exit:
+        parts = self._access(work.gva, work.size, READ, user)
+        if not isinstance(parts, list):
+            return parts
+        return Done(self._get(parts))
+
+    def _get(self, parts: list[tuple[int, int]]) -> int:
+        value = shift = 0
+        for hpa, n in parts:
+            value |= self.ram.load(hpa, n) << shift
+            shift += 8 * n
+        return value
+
+    def _put_parts(self, parts: list[tuple[int, int]], value: int) -> None:
+        for hpa, n in parts:
+            self._put(hpa, n, value & ((1 << (8 * n)) - 1))
+            value >>= 8 * n
+
+    def _store(self, work: o.Store, user: bool, at: int) -> Exit:
+        parts = self._access(work.gva, work.size, WRITE, user)
+        if not isinstance(parts, list):
+            return parts
+        self._put_parts(parts, work.value)
+        return _DONE
+
+    def _exchange(self, work: o.Exchange, user: bool, at: int) -> Exit:
+        parts = self._access(work.gva, work.size, WRITE, user)
+        if not isinstance(parts, list):
+            return parts
+        old = self._get(parts)
+        self._put_parts(parts, work.value)
+        return Done(old)
+
+    def _compare_exchange(self, work: o.CompareExchange, user: bool, at: int) -> Exit:
+        parts = self._access(work.gva, work.size, WRITE, user)
+        if not isinstance(parts, list):
+            return parts
+        old = self._get(parts)
+        if old == work.expected:
+            self._put_parts(parts, work.value)
+        return Done(old)
+
+    def _spin(self, work: o.SpinUntil, user: bool, at: int) -> Exit:
+        parts = self._access(work.gva, work.size, READ, user)
+        if not isinstance(parts, list):
+            return parts
+        value = self._get(parts)
+        return Done(value) if value & work.mask == work.value else Spinning(parts[0][0])
+
+    # ---- string operations ----------------------------------------------------------------------
+
+    def _fill(self, work: o.Fill, user: bool, at: int) -> Exit:
+        if (work.gva | work.n_bytes) & 7:
+            return GeneralProtection("unaligned fill")
+        value = work.value & _MASK64
+        while at < work.n_bytes:
+            n = min(work.n_bytes - at, PAGE_BYTES - ((work.gva + at) & (PAGE_BYTES - 1)))
+            parts = self._parts(work.gva + at, n, WRITE, user)
+            if not isinstance(parts, list):
+                return _resume_at(parts, at)
+            self.reg[k.R_REFERENCES] += n >> 3
+            hpa = parts[0][0]
+            pfn = hpa >> PAGE_SHIFT
+            if pfn < self.ram.n_frames and not self.ram.flags[pfn]:
+                self.ram.array64[hpa >> 3 : (hpa + n) >> 3] = _signed(value)
+            else:
+                for offset in range(0, n, 8):
+                    self._put(hpa + offset, 8, value)
+            at += n
+        return _DONE
+
+    def _copy(self, work: o.Copy, user: bool, at: int) -> Exit:
+        if (work.src | work.dst | work.n_bytes) & 7:
+            return GeneralProtection("unaligned copy")
+        page = PAGE_BYTES - 1
+        while at < work.n_bytes:
+            src, dst = work.src + at, work.dst + at
+            n = min(work.n_bytes - at, PAGE_BYTES - (src & page), PAGE_BYTES - (dst & page))
+            source = self._parts(src, n, READ, user)
+            if not isinstance(source, list):
+                return _resume_at(source, at)
+            target = self._parts(dst, n, WRITE, user)
+            if not isinstance(target, list):
+                return _resume_at(target, at)
+            self.reg[k.R_REFERENCES] += n >> 2
+            a, b, ram = source[0][0], target[0][0], self.ram
+            inside = max(a, b) >> PAGE_SHIFT < ram.n_frames
+            if inside and not ram.flags[b >> PAGE_SHIFT] and a >> PAGE_SHIFT != b >> PAGE_SHIFT:
+                ram.array64[b >> 3 : (b + n) >> 3] = ram.array64[a >> 3 : (a + n) >> 3]
+            else:
+                for offset in range(0, n, 8):
+                    self._put(b + offset, 8, ram.load(a + offset, 8))
+            at += n
+        return _DONE
+
+    # ---- access blocks --------------------------------------------------------------------------
+
+    def _block(self, work: o.Block, user: bool, at: int) -> Exit:
+        at = max(at, work.start)
+        if not 0 <= work.stream < len(self.streams):
+            return GeneralProtection(f"no stream {work.stream}")
+        stream = self.streams[work.stream]
+        pages, runs = stream.pages, stream.runs
+        if at < 0 or work.stop > len(runs):
+            return GeneralProtection(f"runs {at} to {work.stop} of {len(runs)}")
+        if not self._compiled:
+            pages, runs = pages.data, runs.data  # type: ignore[assignment]
+        if len(self._used) < work.stop - at:
+            self._used = np.zeros(work.stop - at, np.int64)
+        used = self._used if self._compiled else self._used.data
+        while True:
+            start = at
+            at = self._run_block(
+                *self._ram_args, self._flags_arg, self._reg_arg, self._tlb_arg,
+                pages, runs, used, start, work.stop, stream.salt,
+            )  # fmt: skip
+            if self.on_block is not None and at > start:
+                self.on_block(work.stream, stream, start, self._used[: at - start])
+            reason = self.reg[k.R_REASON]
+            if reason == k.REASON_WATCHED:
+                self._watched_run(work.stream, stream, at)
+                at += 1
+            elif reason == k.REASON_FAULT:
+                return self.fault(int(runs[at]) & 3, at)
+            elif reason == k.REASON_BUDGET:
+                return BudgetSpent(at)
+            else:
+                return _DONE
+
+    def _watched_run(self, stream_id: int, stream: AccessStream, at: int) -> None:
+        """Do one write run whose frame is flagged: the store is seen by whoever flagged it."""
+        run = int(stream.runs[at])
+        gva = int(stream.pages[run >> 40]) << PAGE_SHIFT
+        pfn = self.translate(gva, WRITE, True)
+        self._put((pfn << PAGE_SHIFT) | ((run >> 2) & 0xFF8), 8, (stream.salt << 40) + at)
+        count = (run >> 14) & k.MAX_RUN_COUNT
+        self.reg[k.R_PROGRESS] += count
+        self.reg[k.R_REFERENCES] += count
+        if self.on_block is not None:
+            self.on_block(stream_id, stream, at, np.array([pfn], np.int64))
+
+    # ---- work done on somebody's behalf ---------------------------------------------------------
+
+    def next_accesses(self, work: o.Operation, at: int) -> list[tuple[int, int, int]]:
+        """Return what the next step of `work` touches, page by page: (gva, bytes, kind).
+
+        A monitor that emulates a store translates these itself and calls `complete`.
+        """
+        if isinstance(work, o.Block):
+            at = max(at, work.start)
+            run = int(self.streams[work.stream].runs[at])
+            page = int(self.streams[work.stream].pages[run >> 40])
+            return [((page << PAGE_SHIFT) | ((run >> 2) & 0xFF8), 8, run & 3)]
+        if isinstance(work, o.Fill):
+            return [(work.gva + at, 8, WRITE)]
+        if isinstance(work, o.Copy):
+            return [(work.src + at, 8, READ), (work.dst + at, 8, WRITE)]
+        if isinstance(work, o.Store | o.Exchange | o.CompareExchange):
+            first = min(work.size, PAGE_BYTES - (work.gva & (PAGE_BYTES - 1)))
+            parts = [(work.gva, first, WRITE)]
+            if first < work.size:
+                parts.append(((work.gva + first) & self._gva_mask, work.size - first, WRITE))
+            return parts
+        raise TypeError(f"{type(work).__name__} makes no store to emulate")
+
+    def complete(self, work: o.Operation, at: int, hpas: Sequence[int]) -> tuple[Done | None, int]:
+        """Carry out the step of `next_accesses` at the given machine addresses.
+
+        Returns:
+            `Done` when the operation is complete, else None, and where it goes on.
+        """
+        accesses = self.next_accesses(work, at)
+        parts = [(hpa, n) for hpa, (_, n, _) in zip(hpas, accesses, strict=True)]
+        if isinstance(work, o.Block):
+            at = max(at, work.start)
+            stream = self.streams[work.stream]
+            run = int(stream.runs[at])
+            if run & 3 == WRITE:
+                self._put(parts[0][0], 8, (stream.salt << 40) + at)
+            self.reg[k.R_REFERENCES] += (run >> 14) & k.MAX_RUN_COUNT
+            return (_DONE if at + 1 == work.stop else None), at + 1
+        self.reg[k.R_REFERENCES] += len(parts)
+        if isinstance(work, o.Fill | o.Copy):
+            if isinstance(work, o.Fill):
+                value = work.value & _MASK64
+            else:
+                value = self.ram.load(parts[0][0], 8)
+            self._put(parts[-1][0], 8, value)
+            return (_DONE if at + 8 >= work.n_bytes else None), at + 8
+        assert isinstance(work, o.Store | o.Exchange | o.CompareExchange)
+        old = 0
+        if not isinstance(work, o.Store):
+            old = self._get(parts)
+        if not isinstance(work, o.CompareExchange) or old == work.expected:
+            self._put_parts(parts, work.value)
+        return Done(old), at
+
+    # ---- the rest -------------------------------------------------------------------------------
+
+    def _syscall(self, work: o.Syscall, user: bool, at: int) -> Exit:
+        return _SYSTEM_CALL
+
+    def _supervisor_only(self, work: o.Operation, user: bool, at: int) -> Exit:
+        if user:
+            return GeneralProtection(f"{type(work).__name__} in user mode")
+        return _PRIVILEGED_EXIT
+
+    def _nothing(self, work: o.Mark, user: bool, at: int) -> Exit:
+        return _DONE
+
+
+class _NonCanonicalError(Exception):
+    def __init__(self, gva: int) -> None:
+        super().__init__(f"non-canonical address {gva:#x}")
+
+
+def _signed(value: int) -> int:
+    """Return the low 64 bits of a value as the kernels' signed integers hold them."""
+    value &= _MASK64
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _resume_at(stop: Exit, at: int) -> Exit:
+    if isinstance(stop, PageFault):
+        return PageFault(stop.gva, stop.error, at, stop.kind)
+    return stop
+
+
+def warm_up(spec: FormatSpec) -> None:
+    """Call each kernel of `spec` once, so that it is compiled and cached."""
+    ram = Ram(4)
+    stream = AccessStream(np.zeros(1, np.int64), np.full(1, 1 << 14, np.int64), 1)
+    cpu = PhysicalCpu(0, spec, ram, Tlb(spec, TlbGeometry(16, 4, 4)), [stream])
+    cpu.set_modes(wp=True, pse=False, pge=False, nxe=False)
+    cpu.load_root(0)
+    cpu.reg[k.R_LIMIT] = 10
+    cpu.run(o.Block(0, 0, 1), user=True)
+    cpu.translate(0, FETCH, True)
+    cpu.invlpg(0)

@@ -1,0 +1,60 @@
+"""Why an engine stopped: one closed union of values, common to all guests and formats.
+
+A privileged operation always exits: whoever runs the CPU decides whether the hardware does it
+(native) or a monitor emulates it first. Architectural outcomes are values here, never exceptions.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+
+class Done(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
+    """The operation completed; `value` is what the guest reads (0 if nothing)."""
+
+    value: int = 0
+
+
+class PageFault(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
+    """The MMU refused an access of `kind` (0 read, 1 write, 2 fetch) at byte address `gva`.
+
+    `at` is where a restartable operation stopped: run index of a block, byte of a fill or copy.
+    """
+
+    gva: int
+    error: int
+    at: int = 0
+    kind: int = 0
+
+
+class GeneralProtection(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
+    """#GP: a privileged operation in user mode, a non-canonical address, a bad register value."""
+
+    reason: str
+
+
+class Privileged(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
+    """INVLPG, CR load, IPI, HLT, timer, interrupt flag, thread switch: left to who runs the CPU."""
+
+
+class SystemCall(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
+    """A user program asked its kernel for something."""
+
+
+class BudgetSpent(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
+    """The limit of progress was reached inside a block; resume at run `at`."""
+
+    at: int
+
+
+class Spinning(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
+    """A `SpinUntil` found its condition unmet; the word is at host-physical `hpa`."""
+
+    hpa: int
+
+
+Exit: TypeAlias = (
+    Done | PageFault | GeneralProtection | Privileged | SystemCall | BudgetSpent | Spinning
+)

@@ -1,0 +1,161 @@
+"""Paging formats as tables: what an entry's bits mean, level by level, and what may be cached.
+
+A format is data. The generic walker reads it once, when its kernels are built; the guest kernel
+and the VMM read it to build tables. Levels are numbered from the leaf up: level 0 holds the entries
+that map 4 KiB pages.
+
+    IA-32, two levels, 4-byte entries         x86-64, four levels, 8-byte entries
+    level 1  PDE   bits 31:22                 level 3  PML4E  bits 47:39
+    level 0  PTE   bits 21:12                 level 2  PDPTE  bits 38:30   (PS: 1 GiB)
+                                              level 1  PDE    bits 29:21   (PS: 2 MiB)
+    a PDE with PS maps 4 MiB                  level 0  PTE    bits 20:12
+
+    31/51 .. 12   11 9   8   7    6   5    4    3    2    1    0
+    frame       | free | G | PS | D | A | PCD| PWT| U/S| R/W| P        63: NX (x86-64)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+P = 1 << 0
+W = 1 << 1
+U = 1 << 2
+PWT = 1 << 3
+PCD = 1 << 4
+A = 1 << 5
+D = 1 << 6
+PS = 1 << 7
+G = 1 << 8
+NX = 1 << 63
+
+PAGE_SHIFT = 12
+PAGE_BYTES = 1 << PAGE_SHIFT
+
+CR0_WP = 1 << 16
+CR0_PG = 1 << 31
+CR0_PE = 1 << 0
+CR4_PSE = 1 << 4
+CR4_PAE = 1 << 5
+CR4_PGE = 1 << 7
+EFER_NXE = 1 << 11
+
+# Page-fault error code bits (SDM vol. 3, 4.7).
+PF_P = 1 << 0
+PF_W = 1 << 1
+PF_U = 1 << 2
+PF_RSVD = 1 << 3
+PF_I = 1 << 4
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a format.
+
+    Attributes:
+        name: The field's name for an entry of this level (`PTE`, `PDE`, ...).
+        shift: First address bit that indexes this level's table.
+        index_bits: Number of address bits that index it.
+        large: Whether PS makes an entry of this level map a page of `1 << shift` bytes.
+        reserved: Bits that must be 0 in an entry that points to a table (or, at level 0, a page).
+        reserved_large: Bits that must be 0 in an entry that maps a large page.
+    """
+
+    name: str
+    shift: int
+    index_bits: int
+    large: bool
+    reserved: int
+    reserved_large: int
+
+    @property
+    def n_entries(self) -> int:
+        return 1 << self.index_bits
+
+    def index(self, gva: int) -> int:
+        """Return the index of the entry that translates `gva` at this level."""
+        return (gva >> self.shift) & (self.n_entries - 1)
+
+
+@dataclass(frozen=True)
+class FormatSpec:
+    """A paging format: its levels from the leaf up, its masks and its caching rules.
+
+    Attributes:
+        entry_bytes: 4 or 8.
+        va_bits: Width of a virtual address; addresses are canonical if `sign_extended`.
+        frame_mask: Bits of a non-large entry that hold the frame's address.
+        has_nx: Whether bit 63 is NX when EFER.NXE is set (reserved otherwise).
+        large_needs_pse: Whether PS counts only with CR4.PSE set.
+        pse36: Whether bits 20:13 of a large PDE hold physical address bits 39:32.
+        may_cache_not_present: Whether hardware may cache entries with P=0 (x86: never).
+    """
+
+    name: str
+    levels: tuple[Level, ...]
+    entry_bytes: int
+    va_bits: int
+    sign_extended: bool
+    frame_mask: int
+    has_nx: bool
+    large_needs_pse: bool
+    pse36: bool
+    may_cache_not_present: bool = False
+
+    @property
+    def top(self) -> int:
+        """Number of the root's level."""
+        return len(self.levels) - 1
+
+    def canonical(self, gva: int) -> bool:
+        """Tell whether `gva` is an address this format translates at all."""
+        if not self.sign_extended:
+            return gva >> self.va_bits == 0
+        return (gva >> (self.va_bits - 1)) in (0, (1 << (65 - self.va_bits)) - 1)
+
+
+MAXPHYADDR = 40
+_ABOVE_PHYS = ((1 << 52) - 1) & ~((1 << MAXPHYADDR) - 1)
+
+IA32 = FormatSpec(
+    name="ia32",
+    levels=(
+        Level("PTE", 12, 10, large=False, reserved=0, reserved_large=0),
+        Level("PDE", 22, 10, large=True, reserved=0, reserved_large=1 << 21),
+    ),
+    entry_bytes=4,
+    va_bits=32,
+    sign_extended=False,
+    frame_mask=0xFFFF_F000,
+    has_nx=False,
+    large_needs_pse=True,
+    pse36=True,
+)
+
+X86_64 = FormatSpec(
+    name="x86-64",
+    levels=(
+        Level("PTE", 12, 9, large=False, reserved=_ABOVE_PHYS, reserved_large=0),
+        Level(
+            "PDE", 21, 9, large=True, reserved=_ABOVE_PHYS, reserved_large=_ABOVE_PHYS | 0x1FE000
+        ),
+        Level(
+            "PDPTE",
+            30,
+            9,
+            large=True,
+            reserved=_ABOVE_PHYS,
+            reserved_large=_ABOVE_PHYS | 0x3FFFE000,
+        ),
+        Level("PML4E", 39, 9, large=False, reserved=_ABOVE_PHYS | PS, reserved_large=0),
+    ),
+    entry_bytes=8,
+    va_bits=48,
+    sign_extended=True,
+    frame_mask=((1 << 52) - 1) & ~0xFFF,
+    has_nx=True,
+    large_needs_pse=False,
+    pse36=False,
+)
+
+FORMATS = {spec.name: spec for spec in (IA32, X86_64)}

@@ -1,0 +1,491 @@
+"""The MMU: TLB look-up, page walk and the access-block loop, one source for two engines.
+
+This file is a template: `penumbra.hw.compiled` executes it once per paging format and engine, as a
+module of its own, with two names set beforehand: `SPEC`, the format whose tables are frozen in the
+functions, and `JIT`, numba's `njit` or the identity. A module, and not a closure, because numba's
+cache on disk cannot recognise a closure over compiled functions. Compiled or plain over memoryviews
+of the same arrays, the results are equal bit for bit; so every value is a signed 64-bit integer and
+no expression may leave that range.
+
+What a processor may do is the SDM's (vol. 3, 4.5-4.10): entries with P=0 are never cached, A is set
+before an entry is cached, D at the first write through a copy with D=0, and a rights miss in a
+cached entry walks again before it faults (delivering the spurious fault is a switch, `R_SPURIOUS`).
+A fault drops what was cached for its page, upper levels included, so it never recurs for a reason
+that is gone from memory.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# ruff: noqa: ANN001, ANN201
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from penumbra.hw.formats import IA32, FormatSpec
+from penumbra.hw.mmu_layout import (
+    E_D,
+    E_G,
+    E_P,
+    E_U,
+    E_W,
+    E_X,
+    LEVEL_SHIFT,
+    R_AD_WRITES,
+    R_ENTRY,
+    R_FAULT_ERROR,
+    R_FAULT_GVA,
+    R_FRAMES,
+    R_GTAG,
+    R_LEVEL,
+    R_LIMIT,
+    R_MAPPED,
+    R_MISSES,
+    R_NXE,
+    R_PATH,
+    R_PG,
+    R_PGE,
+    R_PROGRESS,
+    R_PSC_HITS,
+    R_PSE,
+    R_REASON,
+    R_REFERENCES,
+    R_RIGHTS,
+    R_ROOT,
+    R_SPURIOUS,
+    R_TAG,
+    R_WALK_READS,
+    R_WALKS,
+    R_WP,
+    REASON_BUDGET,
+    REASON_DONE,
+    REASON_FAULT,
+    REASON_WATCHED,
+    TLB_LARGE,
+    TLB_N,
+    TLB_PSC,
+    TLB_PSC_BASE,
+    TLB_SET_MASK,
+    TLB_TAGS,
+    TLB_WAYS,
+    VPN_MASK,
+)
+
+SPEC: FormatSpec = globals().get("SPEC", IA32)
+JIT: Callable[[Any], Any] = globals().get("JIT", lambda function: function)
+
+TOP = SPEC.top
+WIDE = SPEC.entry_bytes == 8
+WIDTH_SHIFT = 3 if WIDE else 2
+SHIFTS = tuple(level.shift for level in SPEC.levels)
+INDEX_MASK = tuple(level.n_entries - 1 for level in SPEC.levels)
+LARGE = tuple(level.large for level in SPEC.levels)
+# Bit 63 (NX) is the sign here and is tested apart, so these masks stay below it.
+RESERVED = tuple(level.reserved for level in SPEC.levels)
+RESERVED_LARGE = tuple(level.reserved_large for level in SPEC.levels)
+FRAME_BITS = SPEC.frame_mask >> 12
+NEEDS_PSE, PSE36, HAS_NX = SPEC.large_needs_pse, SPEC.pse36, SPEC.has_nx
+PAGE_MASK = (1 << (SPEC.va_bits - 12)) - 1
+ANY_LARGE = any(LARGE)
+
+
+@JIT
+def read_entry(ram64, ram32, reg, fmap, pa):
+    """Read one entry; all ones beyond RAM. With R_MAPPED, `pa` is guest-physical."""
+    reg[R_WALK_READS] += 1
+    inside = pa >> 12 < reg[R_FRAMES]
+    if inside and reg[R_MAPPED] != 0:
+        frame = fmap[pa >> 12]
+        inside = frame >= 0
+        pa = (frame << 12) | (pa & 0xFFF)
+    if not inside:
+        return -1 if WIDE else 0xFFFFFFFF
+    if WIDE:
+        return ram64[pa >> 3] + 0
+    return ram32[pa >> 2] + 0
+
+
+@JIT
+def write_entry(ram64, ram32, reg, pa, value):
+    if pa >> 12 < reg[R_FRAMES]:
+        reg[R_AD_WRITES] += 1
+        if WIDE:
+            ram64[pa >> 3] = value
+        else:
+            ram32[pa >> 2] = value
+
+
+@JIT
+def insert(tlb, key, entry):
+    """Put `entry` first in its set; the least recently used one falls out (A40 [0019])."""
+    ways = tlb[TLB_WAYS]
+    first = TLB_TAGS + ((key & VPN_MASK) & tlb[TLB_SET_MASK]) * ways
+    n = tlb[TLB_N]
+    at = first
+    while at < first + ways - 1 and tlb[at] != key:
+        at += 1
+    if tlb[at] >> LEVEL_SHIFT > 0 and tlb[at] != key:
+        tlb[TLB_LARGE] -= 1
+    if key >> LEVEL_SHIFT > 0 and tlb[at] != key:
+        tlb[TLB_LARGE] += 1
+    while at > first:
+        tlb[at] = tlb[at - 1]
+        tlb[at + n] = tlb[at + n - 1]
+        at -= 1
+    tlb[first] = key
+    tlb[first + n] = entry
+
+
+@JIT
+def find(tlb, key):
+    """Return the entry under `key` and make it most recent, or 0."""
+    ways = tlb[TLB_WAYS]
+    first = TLB_TAGS + ((key & VPN_MASK) & tlb[TLB_SET_MASK]) * ways
+    n = tlb[TLB_N]
+    at = first
+    while at < first + ways and tlb[at] != key:
+        at += 1
+    if at == first + ways:
+        return 0
+    entry = tlb[at + n]
+    while at > first:
+        tlb[at] = tlb[at - 1]
+        tlb[at + n] = tlb[at + n - 1]
+        at -= 1
+    tlb[first] = key
+    tlb[first + n] = entry
+    return entry
+
+
+@JIT
+def resolve(ram64, ram32, reg, fmap, gva, kind, user, level, base, rights):
+    """Walk from `level` down and check the rights, changing nothing; 1, or 0 with the fault noted.
+
+    On success R_LEVEL is the leaf's level, R_RIGHTS the AND of all levels, R_PATH + l the address
+    and R_ENTRY + l the value of the entry read at level l. The VMM walks a guest's tables with it:
+    R_MAPPED says that addresses are guest-physical and `fmap[gfn]` holds their frames.
+
+    Source: SDM vol. 3, 4.3, 4.5, 4.6, 4.7; A40 Fig. 2B.
+    """
+    write = kind == 1
+    fetch = kind == 2
+    nxe = HAS_NX and reg[R_NXE] != 0
+    error = 0
+    if write:
+        error |= 2
+    if user:
+        error |= 4
+    if fetch and nxe:
+        error |= 16
+    reg[R_FAULT_GVA] = gva
+    reg[R_WALKS] += 1
+    while True:
+        pa = base + (((gva >> SHIFTS[level]) & INDEX_MASK[level]) << WIDTH_SHIFT)
+        e = read_entry(ram64, ram32, reg, fmap, pa)
+        reg[R_LEVEL] = level
+        reg[R_PATH + level] = pa
+        reg[R_ENTRY + level] = e
+        if e & 1 == 0:
+            reg[R_FAULT_ERROR] = error
+            return 0
+        big = LARGE[level] and e & 0x80 != 0 and (not NEEDS_PSE or reg[R_PSE] != 0)
+        bad = RESERVED_LARGE[level] if big else RESERVED[level]
+        if e & bad != 0 or (HAS_NX and e < 0 and not nxe):
+            reg[R_FAULT_ERROR] = error | 9
+            return 0
+        rights = narrow(rights, e)
+        if big or level == 0:
+            break
+        base = ((e >> 12) & FRAME_BITS) << 12
+        level -= 1
+    reg[R_RIGHTS] = rights
+    if (
+        (user and rights & E_U == 0)
+        or (write and rights & E_W == 0 and (user or reg[R_WP] != 0))
+        or (fetch and nxe and rights & E_X == 0)
+    ):
+        reg[R_FAULT_ERROR] = error | 1
+        return 0
+    return 1
+
+
+@JIT
+def narrow(rights, e):
+    """AND one entry's W, U and NX into `rights`."""
+    if e & 2 == 0:
+        rights &= ~E_W
+    if e & 4 == 0:
+        rights &= ~E_U
+    if HAS_NX and e < 0:
+        rights &= ~E_X
+    return rights
+
+
+@JIT
+def leaf_frame(leaf, level):
+    """Return the first 4 KiB frame of the page a leaf at `level` maps."""
+    frame = (leaf >> 12) & FRAME_BITS
+    if level > 0:
+        frame &= ~((1 << (SHIFTS[level] - 12)) - 1)
+        if PSE36:
+            frame = (((leaf >> 22) << 10) & 0xFFFFF) | (((leaf >> 13) & 0xFF) << 20)
+    return frame
+
+
+@JIT
+def walk(ram64, ram32, reg, tlb, gva, kind, user, use_psc):
+    """Walk as the processor does; return `pfn << 12 | rights` of the 4 KiB page, or 0 on a fault.
+
+    On success A (and D for a write) are set in memory, then TLB and PSC are filled. On a fault
+    nothing is changed. With `use_psc` 0 it starts at the root.
+
+    Source: SDM vol. 3, 4.8, 4.10.
+    """
+    vpn = (gva >> 12) & PAGE_MASK
+    rights = E_W | E_U | E_X
+    base = reg[R_ROOT]
+    started = TOP
+    slots = tlb[TLB_PSC]
+    if use_psc and slots > 0:
+        for upper in range(1, TOP + 1):
+            part = vpn >> (SHIFTS[upper] - 12)
+            slot = tlb[TLB_PSC_BASE] + (upper - 1) * 2 * slots + (part & (slots - 1))
+            if tlb[slot] == part | reg[R_TAG] | (upper << LEVEL_SHIFT):
+                cached = tlb[slot + slots]
+                base = (cached >> 12) << 12
+                rights = cached & (E_W | E_U | E_X)
+                started = upper - 1
+                reg[R_PSC_HITS] += 1
+                break
+    down = rights
+    if resolve(ram64, ram32, reg, tlb, gva, kind, user, started, base, rights) == 0:
+        return 0
+    level = reg[R_LEVEL]
+    # Permitted: A in every entry read, D in the leaf, before anything is cached. The leaf comes
+    # last: in a table that maps itself it may be the same word as an upper entry.
+    for at in range(started, level - 1, -1):
+        e = reg[R_ENTRY + at]
+        want = e | 0x20
+        if at == level and kind == 1:
+            want |= 0x40
+        if want != e:
+            write_entry(ram64, ram32, reg, reg[R_PATH + at], want)
+            reg[R_ENTRY + at] = want
+    leaf = reg[R_ENTRY + level]
+    entry = (leaf_frame(leaf, level) << 12) | reg[R_RIGHTS] | E_P
+    if leaf & 0x40 != 0:
+        entry |= E_D
+    tag = reg[R_TAG]
+    if leaf & 0x100 != 0 and reg[R_PGE] != 0:
+        entry |= E_G
+        tag = reg[R_GTAG]
+    part = vpn >> (SHIFTS[level] - 12)
+    insert(tlb, part | tag | (level << LEVEL_SHIFT), entry)
+    if slots > 0:
+        for at in range(started, level, -1):
+            e = reg[R_ENTRY + at]
+            down = narrow(down, e)
+            upper_part = vpn >> (SHIFTS[at] - 12)
+            slot = tlb[TLB_PSC_BASE] + (at - 1) * 2 * slots + (upper_part & (slots - 1))
+            tlb[slot] = upper_part | reg[R_TAG] | (at << LEVEL_SHIFT)
+            tlb[slot + slots] = (((e >> 12) & FRAME_BITS) << 12) | down
+    return entry + ((vpn - (part << (SHIFTS[level] - 12))) << 12)
+
+
+@JIT
+def lookup(reg, tlb, vpn):
+    """Return the cached entry of a page as `pfn << 12 | rights`, or 0; private tag, then G."""
+    entry = find(tlb, vpn | reg[R_TAG])
+    if entry == 0 and reg[R_PGE] != 0:
+        entry = find(tlb, vpn | reg[R_GTAG])
+    if entry == 0 and ANY_LARGE and tlb[TLB_LARGE] > 0:
+        for level in range(1, TOP + 1):
+            if LARGE[level] and entry == 0:
+                part = vpn >> (SHIFTS[level] - 12)
+                entry = find(tlb, part | reg[R_TAG] | (level << LEVEL_SHIFT))
+                if entry == 0:
+                    entry = find(tlb, part | reg[R_GTAG] | (level << LEVEL_SHIFT))
+                if entry != 0:
+                    entry += (vpn - (part << (SHIFTS[level] - 12))) << 12
+    return entry
+
+
+@JIT
+def translate(ram64, ram32, reg, tlb, gva, kind, user):
+    """Translate one access; return the frame, or -1 with R_FAULT_GVA and R_FAULT_ERROR set.
+
+    Args:
+        kind: 0 read, 1 write, 2 fetch.
+        user: 1 for CPL 3, 0 for CPL 0-2.
+    """
+    if reg[R_PG] == 0:
+        return gva >> 12
+    vpn = (gva >> 12) & PAGE_MASK
+    entry = lookup(reg, tlb, vpn)
+    if entry != 0:
+        allowed = True
+        if user and entry & E_U == 0:
+            allowed = False
+        if kind == 1 and entry & E_W == 0 and (user or reg[R_WP] != 0):
+            allowed = False
+        if kind == 2 and entry & E_X == 0 and reg[R_NXE] != 0:
+            allowed = False
+        if allowed and (kind != 1 or entry & E_D != 0):
+            return entry >> 12
+        drop_page(reg, tlb, vpn)
+        if not allowed and reg[R_SPURIOUS] != 0:
+            drop_upper(reg, tlb, vpn)
+            reg[R_FAULT_GVA] = gva
+            error = 1 | (kind == 1) << 1 | (4 if user else 0)
+            if HAS_NX and kind == 2 and reg[R_NXE] != 0:
+                error |= 16
+            reg[R_FAULT_ERROR] = error
+            return -1
+    else:
+        reg[R_MISSES] += 1
+    hits = reg[R_PSC_HITS]
+    entry = walk(ram64, ram32, reg, tlb, gva, kind, user, 1)
+    if entry == 0 and reg[R_PSC_HITS] != hits:
+        # A stale upper entry must not make the fault: walk from the root before delivering it.
+        entry = walk(ram64, ram32, reg, tlb, gva, kind, user, 0)
+    if entry == 0:
+        drop_upper(reg, tlb, vpn)
+        return -1
+    return entry >> 12
+
+
+@JIT
+def drop_key(tlb, key):
+    if find(tlb, key) != 0:
+        first = TLB_TAGS + ((key & VPN_MASK) & tlb[TLB_SET_MASK]) * tlb[TLB_WAYS]
+        at = first
+        n = tlb[TLB_N]
+        while at < first + tlb[TLB_WAYS] - 1:
+            tlb[at] = tlb[at + 1]
+            tlb[at + n] = tlb[at + n + 1]
+            at += 1
+        tlb[at] = -1
+        if key >> LEVEL_SHIFT > 0:
+            tlb[TLB_LARGE] -= 1
+
+
+@JIT
+def drop_page(reg, tlb, vpn):
+    """Drop this CPU's cached translations of one page, global and large ones included."""
+    drop_key(tlb, vpn | reg[R_TAG])
+    drop_key(tlb, vpn | reg[R_GTAG])
+    if ANY_LARGE and tlb[TLB_LARGE] > 0:
+        for level in range(1, TOP + 1):
+            if LARGE[level]:
+                part = vpn >> (SHIFTS[level] - 12)
+                drop_key(tlb, part | reg[R_TAG] | (level << LEVEL_SHIFT))
+                drop_key(tlb, part | reg[R_GTAG] | (level << LEVEL_SHIFT))
+
+
+@JIT
+def drop_upper(reg, tlb, vpn):
+    """Drop the paging-structure-cache entries a walk for this page would use, as a page fault does.
+
+    Source: SDM vol. 3, 4.10.4.1.
+    """
+    slots = tlb[TLB_PSC]
+    if slots > 0:
+        for upper in range(1, TOP + 1):
+            part = vpn >> (SHIFTS[upper] - 12)
+            slot = tlb[TLB_PSC_BASE] + (upper - 1) * 2 * slots + (part & (slots - 1))
+            if tlb[slot] == part | reg[R_TAG] | (upper << LEVEL_SHIFT):
+                tlb[slot] = -1
+
+
+@JIT
+def drop_psc(tlb):
+    slots = tlb[TLB_PSC]
+    for upper in range(TOP):
+        first = tlb[TLB_PSC_BASE] + upper * 2 * slots
+        for slot in range(first, first + slots):
+            tlb[slot] = -1
+
+
+@JIT
+def invlpg(reg, tlb, gva):
+    """INVLPG: the page, global or not, and every paging-structure-cache entry."""
+    drop_page(reg, tlb, (gva >> 12) & PAGE_MASK)
+    drop_psc(tlb)
+
+
+@JIT
+def flush(tlb, keep_global):
+    """Drop everything; with `keep_global` the G entries stay (MOV CR3 under CR4.PGE)."""
+    ways = tlb[TLB_WAYS]
+    n = tlb[TLB_N]
+    first = TLB_TAGS
+    left_large = 0
+    while first < TLB_TAGS + n:
+        to = first
+        for at in range(first, first + ways):
+            if tlb[at] != -1 and keep_global and tlb[at + n] & E_G != 0:
+                tlb[to] = tlb[at]
+                tlb[to + n] = tlb[at + n]
+                if tlb[to] >> LEVEL_SHIFT > 0:
+                    left_large += 1
+                to += 1
+        for at in range(to, first + ways):
+            tlb[at] = -1
+        first += ways
+    tlb[TLB_LARGE] = left_large
+    drop_psc(tlb)
+
+
+@JIT
+def run_block(ram64, ram32, flags, reg, tlb, pages, runs, used, start, stop, salt):
+    """Execute runs `start`..`stop` of a user-mode access stream; return the index reached.
+
+    R_REASON says why it stopped; `used[i - start]` is the frame run i used. A write run stores
+    `salt << 40 | i` into the 8 bytes at its offset rounded down.
+    """
+    progress = reg[R_PROGRESS]
+    limit = reg[R_LIMIT]
+    n_frames = reg[R_FRAMES]
+    tag = reg[R_TAG]
+    gtag = reg[R_GTAG]
+    set_mask = tlb[TLB_SET_MASK]
+    ways = tlb[TLB_WAYS]
+    n = tlb[TLB_N]
+    reg[R_REASON] = REASON_DONE
+    i = start
+    while i < stop:
+        if progress >= limit:
+            reg[R_REASON] = REASON_BUDGET
+            break
+        run = runs[i]
+        kind = run & 3
+        vpn = pages[run >> 40]
+        need = E_P | E_U
+        if kind == 1:
+            need = E_P | E_U | E_W | E_D
+        elif kind == 2:
+            need = E_P | E_U | E_X
+        first = TLB_TAGS + (vpn & set_mask) * ways
+        key = tlb[first]
+        entry = 0
+        if key == vpn | tag or key == vpn | gtag:
+            entry = tlb[first + n]
+        if entry & need == need:
+            pfn = entry >> 12
+        else:
+            pfn = translate(ram64, ram32, reg, tlb, vpn << 12, kind, 1)
+            if pfn < 0:
+                # The hardware reports the byte, not the page.
+                reg[R_FAULT_GVA] = (vpn << 12) | ((run >> 2) & 0xFFF)
+                reg[R_REASON] = REASON_FAULT
+                break
+        if kind == 1 and pfn < n_frames:
+            if flags[pfn] != 0:
+                reg[R_REASON] = REASON_WATCHED
+                break
+            ram64[(pfn << 9) + ((run >> 5) & 0x1FF)] = (salt << 40) + i
+        used[i - start] = pfn
+        progress += (run >> 14) & 0x3FFFFFF
+        i += 1
+    reg[R_REFERENCES] += progress - reg[R_PROGRESS]
+    reg[R_PROGRESS] = progress
+    return i

@@ -1,0 +1,33 @@
+"""Where the MMU keeps things: words of the register file, a TLB array, an entry's rights.
+
+    tlb[0..7]    geometry, see `TLB_*`
+    tags         n = sets x ways keys, each set in LRU order, most recent first
+    entries      n values:  pfn << 12 | rights
+    psc          per upper level `psc_slots` keys, then as many values: direct-mapped
+
+A key is `page number | tag << 36 | level << 60`; -1 is empty.
+"""
+
+# Rights in a TLB entry's value.
+E_P, E_W, E_U, E_D, E_G, E_X = 0x1, 0x2, 0x4, 0x40, 0x100, 0x200
+
+# Words of the register file `reg`.
+R_ROOT, R_WP, R_PSE, R_PGE, R_NXE, R_PG = 0, 1, 2, 3, 4, 5
+R_TAG, R_GTAG, R_FRAMES, R_SPURIOUS = 6, 7, 8, 9
+R_FAULT_GVA, R_FAULT_ERROR, R_REASON = 10, 11, 12
+R_PROGRESS, R_LIMIT = 13, 14
+R_REFERENCES, R_MISSES, R_WALKS, R_WALK_READS, R_PSC_HITS, R_AD_WRITES = 16, 17, 18, 19, 20, 21
+R_MAPPED = 22  # walks start from guest-physical addresses and go through a frame map
+R_LEVEL, R_RIGHTS = 23, 15  # of the leaf the last `resolve` found
+R_PATH = 24  # addresses of the entries of the walk under way, by level
+R_ENTRY = 32  # and their values
+REG_WORDS = 40
+
+MAX_RUN_COUNT = (1 << 26) - 1
+
+TLB_SET_MASK, TLB_WAYS, TLB_N, TLB_LARGE, TLB_PSC, TLB_PSC_BASE = 0, 1, 2, 3, 4, 5
+TLB_TAGS = 8
+TAG_SHIFT, LEVEL_SHIFT = 36, 60
+VPN_MASK = (1 << TAG_SHIFT) - 1
+
+REASON_DONE, REASON_FAULT, REASON_WATCHED, REASON_BUDGET = 0, 1, 2, 3

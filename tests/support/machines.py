@@ -1,0 +1,66 @@
+"""Machines small enough for tests, and a way to run one to its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import msgspec
+
+from penumbra.actors.check import Verdict
+from penumbra.actors.machine.config import MachineConfig
+from penumbra.actors.machine.machine import Machine
+from penumbra.actors.machine.run import build_machine, summarise
+from penumbra.actors.vmm.schemes import PRESETS, Scheme
+from penumbra.guest.programs.program import Program
+from penumbra.guest.workloads.workload import Workload, named_workload
+from penumbra.hw.costs import CostProfile
+
+SMALL_STORM = named_workload("fork-storm", depth=1, pages=4, rounds=1)
+SMALL_CHURN = named_workload("mmap-churn", steps=15, pages=6)
+SMALL_STRESS = named_workload("shootdown-stress", threads=2, rounds=3, pages=2)
+WORKLOADS = {workload.name: workload for workload in (SMALL_STORM, SMALL_CHURN, SMALL_STRESS)}
+
+
+def scheme_with(name: str, **options: Any) -> Scheme:
+    """Return a preset with some options changed."""
+    preset = PRESETS[name]
+    return msgspec.structs.replace(
+        preset, options=msgspec.structs.replace(preset.options, **options)
+    )
+
+
+def workload_of(program: Program) -> Workload:
+    """Return a workload around a program made in a test."""
+    return Workload(program.name, "made in a test", "0", program)
+
+
+def run_machine(
+    workload: Workload,
+    scheme: Scheme | str = "patch",
+    *,
+    seed: int = 1,
+    check: bool = True,
+    loop: str = "trio",
+    invariants: bool = True,
+    **config: Any,
+) -> tuple[Machine, dict[str, Any], Verdict | None]:
+    """Run a machine to its end; assert its parts' invariants; return it, its summary, the verdict.
+
+    Args:
+        invariants: False for a switch that breaks an invariant of the channels themselves.
+    """
+    if isinstance(scheme, str):
+        scheme = PRESETS[scheme]
+    machine, oracle = build_machine(
+        MachineConfig(**config), scheme, workload, CostProfile(), seed, check=check
+    )
+    anyio.run(machine.run, backend=loop)
+    for submm in machine.submms:
+        submm.space.check()
+    for cpu in machine.cpus:
+        cpu.tlb.check()
+    if invariants:
+        machine.matrix.check()
+    machine.memory.check()
+    return machine, summarise(machine, seed), oracle.verdict() if oracle else None
