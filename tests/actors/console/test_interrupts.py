@@ -46,7 +46,6 @@ def contents(runs: Path) -> list[tuple[list[str], str]]:
 PARTIAL = (["PARTIAL", "config.toml"], "interrupted\n")
 
 
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.parametrize("loop", ["trio", "asyncio"])
 def test_an_interrupted_run_leaves_a_folder_marked_partial(
     loop: Literal["trio", "asyncio"], tmp_path: Path
@@ -61,12 +60,15 @@ def test_every_worker_is_interrupted_and_each_folder_is_named(tmp_path: Path) ->
     jobs = [job(tmp_path, scheme) for scheme in ("native", "patch", "shootdown")]
     with pytest.raises(Interrupted) as raised:
         run_all(jobs, 2, PressesCtrlC())
-    # The third never started; the second may not have come as far as its folder.
-    assert sorted(raised.value.folders) == [str(path) for path in sorted(tmp_path.iterdir())]
-    assert set(map(str, contents(tmp_path))) == {str(PARTIAL)}
+    # The third never started; of the others one may not have come as far as its folder, or have
+    # finished before the key was pressed: a complete folder is not named.
+    partial = [path for path in sorted(tmp_path.iterdir()) if (path / "PARTIAL").exists()]
+    assert sorted(raised.value.folders) == [str(path) for path in partial]
+    assert {tuple(sorted(child.name for child in path.iterdir())) for path in partial} <= {
+        ("PARTIAL", "config.toml")
+    }
 
 
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 def test_an_interrupted_run_is_finished_by_running_it_again(tmp_path: Path) -> None:
     # Rounds enough to last until the first report.
     short = job(tmp_path, rounds=2)
