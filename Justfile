@@ -12,7 +12,7 @@ default:
 
 # Compare native execution, shadow page tables by shootdown, and patch channels, checked by the oracle.
 demo *args: setup-demo
-    {{ penumbra }} compare pipeline --schemes native,shootdown,patch "$@"
+    @{{ penumbra }} compare pipeline --schemes native,shootdown,patch "$@"
 
 # Run the tests; arguments go to pytest.
 test *args: setup-dev

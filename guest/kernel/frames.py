@@ -55,8 +55,9 @@ class Frames:
             self._free.append(gfn)
 
     def references(self, gfn: int) -> int:
-        """Return the number of references to a taken frame."""
-        return self._refs[self._taken(gfn)]
+        """Return the number of references to a frame; 0 if it is free or none of these."""
+        index = gfn - self.first_gfn
+        return self._refs[index] if 0 <= index < self.n_frames else 0
 
     def _taken(self, gfn: int) -> int:
         """Return the index of a taken frame.
@@ -64,10 +65,9 @@ class Frames:
         Raises:
             KernelPanic: It is not: the page table that names it holds garbage.
         """
-        index = gfn - self.first_gfn
-        if not 0 <= index < self.n_frames or not self._refs[index]:
+        if not self.references(gfn):
             raise KernelPanic(f"a page table names frame {gfn:#x}, which the kernel has not given")
-        return index
+        return gfn - self.first_gfn
 
     def check(self) -> None:
         free = set(self._free)
