@@ -30,35 +30,35 @@ types: setup-dev link
 
 # Run one workload under several schemes and print the table side by side.
 compare *args: setup-demo
-    {{ penumbra }} compare "$@"
+    @{{ penumbra }} compare "$@"
 
 # Run one workload under one scheme.
 run *args: setup-demo
-    {{ penumbra }} run "$@"
+    @{{ penumbra }} run "$@"
 
 # List workloads, schemes, cost profiles and fault switches.
 list *args: setup-demo
-    {{ penumbra }} list "$@"
+    @{{ penumbra }} list "$@"
 
 # Say what a recording holds and how much guest memory it needs.
 trace-info *args: setup-demo
-    {{ penumbra }} trace info "$@"
+    @{{ penumbra }} trace info "$@"
 
 # Compare schemes on processes that fork and copy on write.
 fork-storm *args: setup-demo
-    {{ penumbra }} compare examples/fork_storm.toml "$@"
+    @{{ penumbra }} compare examples/fork_storm.toml "$@"
 
 # Compare schemes on a process that maps and unmaps memory without rest.
 mmap-churn *args: setup-demo
-    {{ penumbra }} compare examples/mmap_churn.toml "$@"
+    @{{ penumbra }} compare examples/mmap_churn.toml "$@"
 
 # Compare schemes on threads whose guest OS shoots down each other's TLBs.
 shootdown-stress *args: setup-demo
-    {{ penumbra }} compare examples/shootdown_stress.toml "$@"
+    @{{ penumbra }} compare examples/shootdown_stress.toml "$@"
 
 # Print the JSON schema of the configuration file.
 schema *args: setup-demo
-    {{ penumbra }} schema "$@"
+    @{{ penumbra }} schema "$@"
 
 # List the figures, claims and paragraphs of the texts with the file:line that implements each.
 figures *args: setup-demo

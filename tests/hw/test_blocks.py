@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from penumbra.hw import mmu_layout as m
 from penumbra.hw.exits import BudgetSpent, Done, Exit, PageFault
-from penumbra.hw.formats import IA32
+from penumbra.hw.formats import IA32, X86_64
 from penumbra.hw.operations import Block
 from penumbra.hw.streams import AccessStream, pack_runs
 
-from .rig import ALL, ENGINES, FETCH, PAGE, READ, WRITE, P, Rig, U, W
+from .rig import ALL, ENGINES, FETCH, NX, PAGE, READ, WRITE, P, Rig, U, W
 
 N_PAGES, SALT = 6, 5
 BASE_VPN = 0x400
@@ -167,6 +167,23 @@ def test_a_block_stops_before_the_run_that_faults_and_goes_on_there(
     bench.rig.map(gva, 41, ALL)
     assert bench.run(at=1) == Done()
     assert (bench.used(), bench.rig.cpu.reg[m.R_PROGRESS]) == ([40, 41, 42], 9)
+
+
+@pytest.mark.shows("H3", "H4")
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("rights", "kind", "error"),
+    [(P | W, READ, 5), (P | W, WRITE, 7), (P | U, WRITE, 7), (P | U | NX, FETCH, 0x15)],
+)
+def test_a_block_is_denied_what_a_cached_entry_does_not_grant(
+    engine: str, rights: int, kind: int, error: int
+) -> None:
+    rig = Rig(X86_64, engine, streams=[stream_of([(0, kind, 1, 0)])])
+    gva = BASE_VPN << 12
+    rig.map(gva, 40, rights)
+    rig.cpu.set_modes(wp=False, pse=True, pge=True, nxe=True)
+    assert rig.writes(gva, user=False) == 40
+    assert rig.cpu.run(Block(0, 0, 1), user=True) == PageFault(gva, error, kind=kind)
 
 
 @pytest.mark.shows("H1")

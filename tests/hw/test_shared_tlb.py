@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from penumbra.hw import mmu_layout as m
 from penumbra.hw.cpu import PhysicalCpu
+from penumbra.hw.exits import Done
 from penumbra.hw.formats import IA32
+from penumbra.hw.operations import Block
+from penumbra.hw.streams import AccessStream
 from penumbra.hw.tlb import Tlb
 
 from .rig import ALL, ENGINES, PAGE, READ, SMALL, G, Rig
@@ -51,6 +55,20 @@ def test_siblings_in_two_address_spaces_never_use_each_others_entries(pair: Sibl
     assert [pair.read(pair.first), pair.read(pair.second)] == [(40, False), (50, False)]
     # Nor each other's upper entries: NEAR is in the same region of both spaces.
     assert [pair.read(pair.first, NEAR), pair.read(pair.second, NEAR)] == [(41, True), (51, True)]
+
+
+@pytest.mark.shows("H7")
+@pytest.mark.parametrize("flags", [ALL, ALL | G])
+def test_a_block_uses_no_entry_of_a_siblings_address_space(pair: Siblings, flags: int) -> None:
+    used: list[int] = []
+    stream = AccessStream(np.array([HERE >> 12]), np.full(1, 1 << 14, np.int64), 1)
+    pair.second.streams = [stream]
+    pair.second.on_block = lambda _id, _stream, _start, frames: used.extend(frames.tolist())
+    for root, pfn in zip(pair.roots, (40, 50), strict=True):
+        pair.rig.map(HERE, pfn, flags, root=root)
+    pair.read(pair.first)
+    assert pair.second.run(Block(0, 0, 1), user=True) == Done()
+    assert used == [50]
 
 
 @pytest.mark.shows("H7")

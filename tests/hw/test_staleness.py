@@ -182,6 +182,7 @@ def test_a_spurious_fault_drops_the_upper_entries_its_page_uses(rig: Rig) -> Non
     rig.cpu.reg[m.R_SPURIOUS] = 1
     rig.map(HERE, 40, P | W)
     assert rig.reads(HERE, user=False) == 40
+    rig.map(HERE, 40)
     other_table = rig.new_table()
     rig.set_word(other_table * PAGE + 4, 50 * PAGE | ALL)
     rig.set_word(rig.entry(HERE, level=1), other_table * PAGE | ALL)
@@ -213,12 +214,27 @@ def test_dirty_is_set_at_the_first_write_through_a_clean_copy_and_only_then(rig:
 
 
 @pytest.mark.shows("H4")
-def test_a_write_through_a_clean_copy_walks_again_and_may_fault(rig: Rig) -> None:
+@pytest.mark.parametrize("spurious", [0, 1])
+def test_a_write_through_a_clean_copy_walks_again_and_may_fault(rig: Rig, spurious: int) -> None:
+    rig.cpu.reg[m.R_SPURIOUS] = spurious
+    assert (rig.reads(NEAR), rig.writes(NEAR)) == (41, 41)
     assert rig.reads(HERE) == 40
     rig.set_word(rig.entry(HERE), 0)
     assert rig.reads(HERE) == 40
     assert rig.writes(HERE) == (HERE, 6)
     assert rig.reads(HERE) == (HERE, 4)  # the fault has dropped the page
+
+
+@pytest.mark.shows("H2", "H4")
+def test_write_protection_of_supervisors_counts_at_each_use_and_flushes_nothing(rig: Rig) -> None:
+    rig.map(HERE, 40, P | U)
+    rig.cpu.set_modes(wp=False, pse=True, pge=True, nxe=False)
+    assert rig.writes(HERE, user=False) == 40
+    walks = rig.cpu.reg[m.R_WALKS]
+    assert rig.writes(HERE, user=False) == 40
+    assert rig.cpu.reg[m.R_WALKS] == walks
+    rig.cpu.set_modes(wp=True, pse=True, pge=True, nxe=False)
+    assert rig.writes(HERE, user=False) == (HERE, 3)
 
 
 @pytest.mark.shows("H2", "H5")

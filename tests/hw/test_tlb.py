@@ -170,6 +170,10 @@ def test_only_with_pge_set_does_a_global_entry_survive_a_load_of_cr3(
     assert rig.missed(0x1000)
     rig.cpu.flush_all()
     assert rig.missed(0x1000)
+    rig.cpu.set_modes(wp=True, pse=True, pge=False, nxe=False)
+    rig.cpu.load_root(rig.root << 12)
+    rig.cpu.set_modes(wp=True, pse=True, pge=True, nxe=False)
+    assert rig.missed(0x1000)
 
 
 @pytest.mark.shows("H5")

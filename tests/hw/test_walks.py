@@ -134,6 +134,36 @@ def test_four_levels_translate_fault_and_set_bits_exactly_as_the_manual_says(eng
     run()
 
 
+PATHS = [(IA32, 0), (IA32, 1), (X86_64, 0), (X86_64, 1), (X86_64, 2)]
+MODE_SETS = [Modes(), Modes(wp=False, nxe=False), Modes(pse=False), Modes(wp=False, pse=False)]
+
+
+@pytest.mark.shows("H2", "H3")
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("spec", "leaf"), PATHS, ids=lambda part: getattr(part, "name", part))
+def test_every_bit_of_every_entry_on_a_path_counts_as_the_manual_says(
+    spec: FormatSpec, leaf: int, engine: str
+) -> None:
+    rig = Rig(spec, engine, n_frames=N_FRAMES)
+    walk = walk_ia32 if spec is IA32 else walk_4level
+    gva = sum(3 << level.shift for level in spec.levels) | 0xABC
+    at = [rig.entry(gva, level) for level in range(leaf, spec.top + 1)]
+    rig.map(gva, 0 if leaf else 5, P | W | U, level=leaf)
+    whole = [rig.word(entry) for entry in at]
+    for entry, word in zip(at, whole, strict=True):
+        for bit in range(8 * spec.entry_bytes):
+            for modes in MODE_SETS:
+                rig.cpu.set_modes(wp=modes.wp, pse=modes.pse, pge=True, nxe=modes.nxe)
+                for kind, user in ((0, False), (0, True), (1, False), (1, True), (2, True)):
+                    rig.set_word(entry, word ^ 1 << bit)
+                    wanted = walk(
+                        lambda pa: word_in(rig, pa), rig.root * PAGE, modes, gva, kind, user
+                    )
+                    expect(rig, wanted, kind, user, gva)
+                    for other, value in zip(at, whole, strict=True):
+                        rig.set_word(other, value)
+
+
 @pytest.mark.shows("H2", "H3")
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("spec", [IA32, X86_64], ids=lambda spec: spec.name)

@@ -343,3 +343,23 @@ def test_one_table_under_two_uppers_keeps_the_rights_of_each() -> None:
     bench.invlpg(0, FIRST)
     assert bench.access(0, FIRST, WRITE) == NEW_1
     bench.assert_coherent()
+
+
+@both_formats
+@update_and_invalidate
+@pytest.mark.shows("P5", "H5")
+def test_an_event_ends_a_global_translation_of_another_address_space(
+    spec: FormatSpec, scheme: Scheme
+) -> None:
+    for by_fault in (False, True):
+        bench, _, _ = two_pages(spec, scheme, P | U | A | G)
+        other = bench.frame()
+        bench.map(other, FIRST, NEW_1, P | U | A)
+        bench.load_cr3(0, other)
+        assert bench.access(0, FIRST) == OLD_1, "as on hardware that keeps globals"
+        if by_fault:
+            assert bench.access(0, FIRST, WRITE) == Faulted(PF_P | PF_W | PF_U)
+        else:
+            bench.invlpg(0, FIRST)
+        assert bench.access(0, FIRST) == NEW_1
+        bench.assert_coherent()

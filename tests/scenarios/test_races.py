@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from penumbra.actors.core import Order
-from penumbra.hw.formats import IA32, PF_P, PF_U, PF_W, X86_64, A, D, FormatSpec, P, U
+from penumbra.hw.formats import IA32, PF_P, PF_U, PF_W, X86_64, A, D, FormatSpec, P, U, W
 from tests.actors.vmm.bench import LINK, USED, Bench, Faulted, patch
 
 both_formats = pytest.mark.parametrize("spec", [IA32, X86_64], ids=lambda spec: spec.name)
@@ -17,6 +17,7 @@ both_formats = pytest.mark.parametrize("spec", [IA32, X86_64], ids=lambda spec: 
 GVA = 0x1000
 OLD, MIDDLE, LAST = 40, 41, 42
 READ_ONLY = P | U | A | D
+CLEAN = P | W | U | A
 
 
 def two_producers(spec: FormatSpec, order: Order, last: int) -> Bench:
@@ -39,9 +40,10 @@ def two_producers(spec: FormatSpec, order: Order, last: int) -> Bench:
     [
         (LAST << 12 | USED, LAST, LAST),
         (MIDDLE << 12 | READ_ONLY, Faulted(PF_P | PF_W | PF_U), MIDDLE),
+        (MIDDLE << 12 | CLEAN, MIDDLE, MIDDLE),
         (0, Faulted(PF_W | PF_U), Faulted(PF_U)),
     ],
-    ids=["another frame", "fewer rights", "gone"],
+    ids=["another frame", "fewer rights", "not dirty", "gone"],
 )
 def test_race_1_the_later_store_of_another_producer_counts(
     spec: FormatSpec, last: int, write: int | Faulted, read: int | Faulted
@@ -53,7 +55,9 @@ def test_race_1_the_later_store_of_another_producer_counts(
 
 @both_formats
 @pytest.mark.shows("P9", "race 1")
-@pytest.mark.parametrize("last", [LAST << 12 | USED, MIDDLE << 12 | READ_ONLY])
+@pytest.mark.parametrize(
+    "last", [LAST << 12 | USED, MIDDLE << 12 | READ_ONLY, MIDDLE << 12 | CLEAN]
+)
 def test_race_1_without_the_source_comparison_the_older_value_comes_back(
     spec: FormatSpec, last: int
 ) -> None:
