@@ -104,15 +104,7 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
 
     def _load_mode(self, message: ModeLoaded) -> ConsumerReply:
         registers = self._submm.registers
-        old = (registers.cr4 & CR4_PGE, registers.efer & EFER_NXE)
-        if message.register == 0:
-            registers.cr0 = message.value
-        else:
-            registers.cr4 = message.value
-        if old != (registers.cr4 & CR4_PGE, registers.efer & EFER_NXE):
-            self._submm.drop_everything()
-        else:
-            self._submm.event_all()
+        self._submm.load_mode(message.register, message.value)
         # The hardware's WP stays set: a supervisor's store to a read-only page must exit.
         self._cpu.ask_nowait(
             SetModes(

@@ -22,7 +22,18 @@ from penumbra.actors.vmm.schemes import Scheme
 from penumbra.actors.vmm.shadow import FLUSH_ALL, NO_FRAGMENT, ShadowPage, ShadowSpace
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.actors.vmm.walk import GuestRegisters, GuestWalker, Step
-from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, PS, A, FormatSpec, G, P, W
+from penumbra.hw.formats import (
+    CR4_PGE,
+    CR4_PSE,
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    PS,
+    A,
+    FormatSpec,
+    G,
+    P,
+    W,
+)
 from penumbra.hw.mmu_layout import E_W
 from penumbra.hw.streams import WRITE
 
@@ -404,10 +415,20 @@ class SubVmm:
             if page in self.space.of_table(gfn):  # fragments go with their large page
                 self.space.drop(page)
 
-    def drop_everything(self) -> None:
-        """A mode that derived values depend on has changed: derive everything again."""
+    def load_mode(self, register: int, value: int) -> None:
+        """Take a new CR0 or CR4; where derived entries depend on what changed, derive all anew.
+
+        CR0.WP is not among it: no shadow entry is writable because WP is clear, such stores are
+        emulated.
+        """
         self.event_all()
-        self._drop_shadows()
+        old = self.registers.cr4
+        if register == 0:
+            self.registers.cr0 = value
+        else:
+            self.registers.cr4 = value
+        if (old ^ self.registers.cr4) & (CR4_PGE | CR4_PSE):
+            self._drop_shadows()
 
     def _drop_shadows(self) -> None:
         """Empty every shadow page and keep only the root's, which the CPU points at."""

@@ -254,19 +254,17 @@ class Bench:
 
     def load_cr0(self, vcpu: int, value: int) -> None:
         """Load CR0."""
-        self.submms[vcpu].registers.cr0 = value
-        self.submms[vcpu].event_all()
-        self._set_modes(vcpu)
-        self._flush(vcpu)
-        self.oracle.event(vcpu, "CR0", value)
+        self._load_mode(vcpu, 0, value)
 
     def load_cr4(self, vcpu: int, value: int) -> None:
-        """Load CR4; what is derived may depend on any bit of it."""
-        self.submms[vcpu].registers.cr4 = value
-        self.submms[vcpu].drop_everything()
+        """Load CR4."""
+        self._load_mode(vcpu, 4, value)
+
+    def _load_mode(self, vcpu: int, register: int, value: int) -> None:
+        self.submms[vcpu].load_mode(register, value)
         self._set_modes(vcpu)
         self._flush(vcpu)
-        self.oracle.event(vcpu, "CR4", value)
+        self.oracle.event(vcpu, f"CR{register}", value)
 
     def untrace(self, gfn: int) -> None:
         """Stop tracing a guest frame: every VCPU forgets what it derived from it first."""
