@@ -169,7 +169,7 @@ class PhysicalCpu:
     # ---- single operations ----------------------------------------------------------------------
 
     def _frame(self, gva: int, kind: int, user: bool) -> int:
-        """Translate and report; -1 is a fault. Non-canonical addresses raise _NonCanonical."""
+        """Translate and report; -1 is a fault. Raises _NonCanonicalError."""
         if gva & self._suspect and not self.spec.canonical(gva):
             raise _NonCanonicalError(gva)
         pfn: int = self._translate(

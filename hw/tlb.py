@@ -40,7 +40,7 @@ class TlbGeometry:
 
 
 class Tlb:
-    """Storage of one TLB: an int64 array laid out as `kernels` says, and its memoryview."""
+    """Storage of one TLB: an int64 array laid out as `mmu_layout` says, and its memoryview."""
 
     def __init__(self, spec: FormatSpec, geometry: TlbGeometry) -> None:
         self.geometry = geometry
