@@ -18,7 +18,7 @@ a fault (Fig. 8) takes the same steps without patches: `begin_fill`, C7, C8, `se
 
 An event costs one read per producer of the pending and bell rows, and the patches present.
 
-Departs from the text, which frees last (878): `docs/errata.md` EP1, shown by the switch `free_last`.
+Departs from the text, which frees last (878): `docs/errata.md` EP1, switch `free_last`.
 
 Source: A40 Fig. 12, steps 860-880; ¶128 for freeing at 866.
 """

@@ -6,7 +6,7 @@ primary entry to the install, is under the copy's lock, invalidations and shootd
 included. Nobody waits for an acknowledgement with the lock held. With atomic exits the lock is
 never contended and costs two words.
 
-One copy for several consumers needs more than the text says: errata EP13 and EP16.
+One copy for several consumers needs more than the text says: `docs/errata.md` EP13, EP16.
 
 Source: A40c 62, 68, 74.
 """
