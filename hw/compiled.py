@@ -33,14 +33,15 @@ def engine_name() -> str:
     """Return `numba` or `plain`: the environment's wish, else what is installed.
 
     Raises:
-        ValueError: PENUMBRA_ENGINE is neither.
+        ValueError: PENUMBRA_ENGINE is neither, or is numba where numba is not installed.
     """
     wish = os.environ.get(ENGINE_VARIABLE, "")
-    if wish in ("numba", "plain"):
-        return wish
-    if wish:
+    there = importlib.util.find_spec("numba") is not None
+    if wish == "numba" and not there:
+        raise ValueError(f"{ENGINE_VARIABLE}='numba', but numba is not installed (extra `fast`)")
+    if wish not in ("", "numba", "plain"):
         raise ValueError(f"{ENGINE_VARIABLE}={wish!r}: expected 'numba' or 'plain'")
-    return "numba" if importlib.util.find_spec("numba") else "plain"
+    return wish or ("numba" if there else "plain")
 
 
 def _plain(function: Any) -> Any:

@@ -82,9 +82,8 @@ class BareHardware:
         return TruePageFault(fault.gva, fault.error, fault.kind)
 
     def deliver(self, gva: int) -> None:
+        # The hardware's own fault has dropped what was cached for the page (SDM vol. 3, 4.10.4.1).
         self.registers.cr2 = gva
-        # The fault itself drops what was cached for the page (SDM vol. 3, 4.10.4.1).
-        self._cpu.ask_nowait(Invalidate((gva,)))
 
     def invlpg(self, gva: int) -> None:
         self._cpu.ask_nowait(Invalidate((gva,)))

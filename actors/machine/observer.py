@@ -90,7 +90,7 @@ class Observer:
         unit = self._unit
         return (
             self._costs[vcpu]
-            + self.progress[vcpu] * unit["reference"]
+            + self.progress[vcpu] * unit["progress"]
             + reg[m.R_MISSES] * unit["tlb_miss"]
             + reg[m.R_WALK_READS] * unit["walk_read"]
         )
@@ -104,8 +104,8 @@ class Observer:
         )
 
     def totals(self) -> dict[str, int]:
-        """Return all counters of the machine, the hardware's included."""
-        total: Counter[str] = Counter()
+        """Return all counters of the machine, the hardware's and the progress included."""
+        total: Counter[str] = Counter(progress=sum(self.progress))
         for vcpu, counters in enumerate(self.counters):
             total.update(counters)
             total.update(self.hardware(vcpu))

@@ -10,8 +10,8 @@ from penumbra.hw.costs import CostProfile
 
 @pytest.mark.shows("H11")
 def test_a_cost_is_the_sum_of_counts_times_unit_costs() -> None:
-    profile = CostProfile(source="a test", reference=3, exit=100, walk_read=7)
-    assert profile.cost({"reference": 2, "exit": 5, "walk_read": 11}) == 2 * 3 + 5 * 100 + 11 * 7
+    profile = CostProfile(source="a test", progress=3, exit=100, walk_read=7)
+    assert profile.cost({"progress": 2, "exit": 5, "walk_read": 11}) == 2 * 3 + 5 * 100 + 11 * 7
     assert profile.cost({}) == 0
 
 
@@ -34,3 +34,5 @@ def test_a_profile_names_its_source_and_refuses_a_price_it_does_not_know() -> No
         msgspec.convert({"exits": 5}, CostProfile)
     with pytest.raises(msgspec.ValidationError, match="Expected `int`"):
         msgspec.convert({"exit": "dear"}, CostProfile)
+    with pytest.raises(msgspec.ValidationError, match="Expected `int` >= 0"):
+        msgspec.convert({"exit": -1}, CostProfile)

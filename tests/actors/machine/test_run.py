@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 from machines import SMALL_STRESS, WORKLOADS, run_machine, scheme_with, workload_of
+
+from penumbra.hw.costs import CostProfile
 
 SCHEMES = ("native", "shootdown", "patch")
 
@@ -132,7 +135,7 @@ def test_the_compiled_and_the_plain_engine_give_the_same_run() -> None:
         for scheme in SCHEMES:
             done = subprocess.run(
                 [sys.executable, "-P", "-c", _ENGINE_SCRIPT, scheme],
-                env={**_environment(), "PENUMBRA_ENGINE": engine},
+                env={**os.environ, "PENUMBRA_ENGINE": engine},
                 capture_output=True,
                 text=True,
                 check=True,
@@ -144,10 +147,11 @@ def test_the_compiled_and_the_plain_engine_give_the_same_run() -> None:
         assert out["numba", scheme] == out["plain", scheme]
 
 
-def _environment() -> dict[str, str]:
-    import os
-
-    return dict(os.environ)
+@pytest.mark.shows("H11")
+def test_the_cost_of_a_run_is_its_counters_at_their_prices() -> None:
+    for scheme in SCHEMES:
+        _, summary, _ = run_machine(SMALL_STRESS, scheme)
+        assert summary["cost"] == CostProfile().cost(summary["counters"])
 
 
 @pytest.mark.shows("K1")
