@@ -44,6 +44,7 @@ _PRIVILEGED = (
     o.ArmTimer,
     o.SwitchThread,
 )
+_PHYSICAL = (o.LoadPhysical, o.StorePhysical, o.ExchangePhysical)
 _MASK64 = (1 << 64) - 1
 _DONE = Done()
 _PRIVILEGED_EXIT = Privileged()
@@ -118,6 +119,7 @@ class PhysicalCpu:
             o.Mark: self._nothing,
         }
         self._engines.update(dict.fromkeys(_PRIVILEGED, self._supervisor_only))
+        self._engines.update(dict.fromkeys(_PHYSICAL, self._physical))
 
     # ---- registers and invalidation -------------------------------------------------------------
 
@@ -361,8 +363,12 @@ class PhysicalCpu:
     def next_accesses(self, work: o.Operation, at: int) -> list[tuple[int, int, int]]:
         """Return what the next step of `work` touches, page by page: (gva, bytes, kind).
 
-        A monitor that emulates a store translates these itself and calls `complete`.
+        A monitor that emulates a store translates these itself and calls `complete`. A physical
+        operation has a guest-physical address in the place of `gva`.
         """
+        if isinstance(work, _PHYSICAL):
+            kind = READ if isinstance(work, o.LoadPhysical) else WRITE
+            return [(work.gpa, work.size, kind)]
         if isinstance(work, o.Block):
             at = max(at, work.start)
             run = int(self.streams[work.stream].runs[at])
@@ -404,10 +410,15 @@ class PhysicalCpu:
                 value = self.ram.load(parts[0][0], 8)
             self._put(parts[-1][0], 8, value)
             return (_DONE if at + 8 >= work.n_bytes else None), at + 8
-        assert isinstance(work, o.Store | o.Exchange | o.CompareExchange)
         old = 0
-        if not isinstance(work, o.Store):
+        if not isinstance(work, o.Store | o.StorePhysical):
             old = self._get(parts)
+        if isinstance(work, o.LoadPhysical):
+            return Done(old), at
+        assert isinstance(
+            work,
+            o.Store | o.Exchange | o.CompareExchange | o.StorePhysical | o.ExchangePhysical,
+        )
         if not isinstance(work, o.CompareExchange) or old == work.expected:
             self._put_parts(parts, work.value)
         return Done(old), at
@@ -421,6 +432,12 @@ class PhysicalCpu:
         if user:
             return GeneralProtection(f"{type(work).__name__} in user mode")
         return _PRIVILEGED_EXIT
+
+    def _physical(self, work: o.Physical, user: bool, at: int) -> Exit:
+        """Leave it to whoever knows what lies at a guest-physical address."""
+        if (work.gpa & (PAGE_BYTES - 1)) + work.size > PAGE_BYTES:
+            return GeneralProtection("a physical access crosses a page")
+        return self._supervisor_only(work, user, at)
 
     def _nothing(self, work: o.Mark, user: bool, at: int) -> Exit:
         return _DONE

@@ -168,6 +168,37 @@ class Mark(_Operation, frozen=True, array_like=True, gc=False, tag=19):
     text: str = ""
 
 
+class LoadPhysical(_Operation, frozen=True, array_like=True, gc=False, tag=30):
+    """Read at a guest-physical address, as through an identity mapping the TLB holds.
+
+    Supervisor only; must not cross a page. The value of the await is what was read.
+    """
+
+    gpa: int
+    size: int
+
+
+class StorePhysical(_Operation, frozen=True, array_like=True, gc=False, tag=31):
+    """Write at a guest-physical address, as through an identity mapping the TLB holds.
+
+    Supervisor only; must not cross a page. A monitor sees it as any store: what is traced exits.
+    """
+
+    gpa: int
+    size: int
+    value: int
+
+
+class ExchangePhysical(_Operation, frozen=True, array_like=True, gc=False, tag=32):
+    """Locked exchange at a guest-physical address; otherwise as `StorePhysical`."""
+
+    gpa: int
+    size: int
+    value: int
+
+
+Physical: TypeAlias = LoadPhysical | StorePhysical | ExchangePhysical
+
 Operation: TypeAlias = (
     Load
     | Store
@@ -188,4 +219,5 @@ Operation: TypeAlias = (
     | TrapReturn
     | SwitchThread
     | Mark
+    | Physical
 )

@@ -69,6 +69,8 @@ def _load(command: str) -> Callable[[argparse.Namespace], int]:
             from penumbra.actors.console.compare import compare as action
         case "trace":
             from penumbra.actors.console.trace import trace as action
+        case "litmus":
+            from penumbra.actors.console.litmus import litmus as action
         case "list":
             from penumbra.actors.console.listing import listing as action
         case _:
@@ -109,6 +111,20 @@ def _parser() -> argparse.ArgumentParser:
     _simulation(several)
 
     _trace(commands.add_parser("trace", help="import a recording, or say what one holds"), every)
+
+    tests = commands.add_parser(
+        "litmus", parents=[every], help="run TLB litmus tests in every order under some schemes"
+    )
+    tests.add_argument("file", metavar="FILE.json", help="the tests")
+    tests.add_argument(
+        "--scheme", metavar="A,B,...", help="the schemes (default: native,shootdown,patch)"
+    )
+    tests.add_argument(
+        "--schedules",
+        default="all",
+        metavar="all|N",
+        help="all orders of a test's operations (default), or so many drawn with the seed",
+    )
 
     listed = commands.add_parser("list", parents=[every], help="list what can be named")
     listed.add_argument(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from penumbra.actors.machine.messages import (
+    Complete,
     DropTable,
     EmulateStore,
     FaultDelivered,
@@ -33,10 +34,10 @@ from penumbra.actors.machine.submm import ConsumerRef, CpuRef
 from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import ActorRef
 from penumbra.actors.vmm.traces import WriteTraces
-from penumbra.actors.vmm.walk import GuestRegisters
-from penumbra.hw.exits import PageFault
-from penumbra.hw.formats import CR0_PG, CR0_WP, CR4_PGE, CR4_PSE, EFER_NXE
-from penumbra.hw.operations import Operation
+from penumbra.actors.vmm.walk import GuestRegisters, registers_flush
+from penumbra.hw.exits import Done, PageFault
+from penumbra.hw.formats import CR0_PG, CR0_WP, CR4_PGE, CR4_PSE, EFER_NXE, PAGE_SHIFT
+from penumbra.hw.operations import LoadPhysical, Operation, Physical
 
 ProducerRef = ActorRef[EmulateStore, ProducerReply]
 
@@ -63,8 +64,24 @@ class Coherence(Protocol):
     def load_mode(self, register: int, value: int) -> None:
         """The guest loaded CR0 or CR4."""
 
+    def physical(self, work: Physical) -> int:
+        """Do an access to guest-physical memory; return what was there, 0 for a plain store."""
+        ...
+
     def note_exit(self, reason: str) -> None:
         """A privileged operation trapped for `reason`."""
+
+
+def hardware_modes(registers: GuestRegisters, *, flush: bool = True) -> SetModes:
+    """Return what the hardware's mode bits are without a monitor: the guest's own."""
+    return SetModes(
+        bool(registers.cr0 & CR0_WP),
+        bool(registers.cr4 & CR4_PSE),
+        bool(registers.cr4 & CR4_PGE),
+        bool(registers.efer & EFER_NXE),
+        bool(registers.cr0 & CR0_PG),
+        flush,
+    )
 
 
 class BareHardware:
@@ -93,20 +110,13 @@ class BareHardware:
         self._cpu.ask_nowait(LoadRoot(cr3))
 
     def load_mode(self, register: int, value: int) -> None:
-        registers = self.registers
-        if register == 0:
-            registers.cr0 = value
-        else:
-            registers.cr4 = value
-        self._cpu.ask_nowait(
-            SetModes(
-                bool(registers.cr0 & CR0_WP),
-                bool(registers.cr4 & CR4_PSE),
-                bool(registers.cr4 & CR4_PGE),
-                bool(registers.efer & EFER_NXE),
-                bool(registers.cr0 & CR0_PG),
-            )
-        )
+        flush = registers_flush(self.registers, register, value)
+        self._cpu.ask_nowait(hardware_modes(self.registers, flush=flush))
+
+    def physical(self, work: Physical) -> int:
+        ran = self._cpu.ask_nowait(Complete(work, False, 0, (work.gpa,)))
+        assert isinstance(ran.exit, Done)
+        return ran.exit.value
 
     def note_exit(self, reason: str) -> None:
         pass
@@ -194,6 +204,13 @@ class Monitored:
     def load_mode(self, register: int, value: int) -> None:
         self._event()
         self._consumer.ask_nowait(ModeLoaded(register, value))
+
+    def physical(self, work: Physical) -> int:
+        if work.gpa >> PAGE_SHIFT in self._traces and not isinstance(work, LoadPhysical):
+            self.note_exit("traced store")
+        ran = self._emulate(work, False, 0)
+        assert isinstance(ran, Ran) and isinstance(ran.exit, Done)
+        return ran.exit.value
 
     def _event(self) -> None:
         self._observer.count(self._vcpu, "coherency_event")

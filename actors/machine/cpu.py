@@ -44,7 +44,8 @@ class CpuActor(Actor[CpuOrder, Ran]):
             cpu.set_modes(
                 wp=message.wp, pse=message.pse, pge=message.pge, nxe=message.nxe, pg=message.pg
             )
-            cpu.flush_all()
+            if message.flush:
+                cpu.flush_all()
         return _OK
 
     def _step(self, message: Complete) -> int:

@@ -13,13 +13,18 @@ from collections.abc import Callable, Sequence
 import anyio.lowlevel
 
 from penumbra.actors.core import SWITCHES, Matrix, Order
-from penumbra.actors.machine.coherence import BareHardware, Coherence, Monitored
+from penumbra.actors.machine.coherence import (
+    BareHardware,
+    Coherence,
+    Monitored,
+    hardware_modes,
+)
 from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.cpu import CpuActor
-from penumbra.actors.machine.messages import Grant, SetModes
+from penumbra.actors.machine.messages import Grant
 from penumbra.actors.machine.observer import Observer, Taps
 from penumbra.actors.machine.processes import ProcessLedger
-from penumbra.actors.machine.submm import ConsumerActor, CpuRef, ProducerActor
+from penumbra.actors.machine.submm import ConsumerActor, CpuRef, ProducerActor, shadow_modes
 from penumbra.actors.machine.thread import ThreadActor
 from penumbra.actors.machine.vcpu import ThreadRef, VcpuActor
 from penumbra.actors.observe.events import EventKind
@@ -36,13 +41,13 @@ from penumbra.actors.vmm.propagate import ImmediateShootdown, PatchChannels, Pro
 from penumbra.actors.vmm.schemes import Scheme
 from penumbra.actors.vmm.subvmm import Shared, SubVmm
 from penumbra.actors.vmm.traces import WriteTraces
-from penumbra.guest.kernel import Kernel, KernelOptions, Layout
-from penumbra.guest.programs.program import Program
+from penumbra.guest.kernel import Kernel
+from penumbra.guest.system import GuestSystem
 from penumbra.hw import mmu_layout as m
 from penumbra.hw import operations as o
 from penumbra.hw.costs import CostProfile
 from penumbra.hw.cpu import PhysicalCpu
-from penumbra.hw.formats import CR4_PGE, EFER_NXE, FORMATS, PAGE_SHIFT
+from penumbra.hw.formats import FORMATS, PAGE_SHIFT
 from penumbra.hw.interrupts import InterruptController
 from penumbra.hw.memory import FLAG_SPIN, FLAG_TABLE, Ram
 from penumbra.hw.streams import AccessStream
@@ -61,32 +66,40 @@ class Machine:
         self,
         config: MachineConfig,
         scheme: Scheme,
-        layout: Layout,
-        programs: Sequence[Program],
+        guest: GuestSystem,
         streams: Sequence[AccessStream],
         costs: CostProfile,
         seed: int,
         taps: Callable[[Ram], Taps] | None = None,
         chooser: Chooser | None = None,
+        siblings: Sequence[Sequence[int]] = (),
     ) -> None:
+        """Put the hardware and the monitors together.
+
+        Args:
+            siblings: Groups of VCPUs whose CPUs share one TLB (A40 Fig. 4).
+        """
         self.config = config
         self.scheme = scheme
         self.spec = spec = FORMATS[config.paging]
         shadowed = scheme.shadow != "none"
-        n_guest = layout.n_frames
+        self.guest = guest
+        n_guest = guest.n_frames
+        n_backed = n_guest if guest.backed is None else len(guest.backed)
         n_shadow = (scheme.options.shadow_pages + 8) * config.vcpus if shadowed else 0
-        self.ram = Ram(n_guest + n_shadow)
-        self.memory = MemoryManagement(self.ram, n_guest, identity=not shadowed, seed=seed)
+        self.ram = Ram(n_backed + n_shadow if shadowed else n_guest)
+        self.memory = MemoryManagement(
+            self.ram, n_guest, identity=not shadowed, seed=seed, backed=guest.backed
+        )
         self.taps = taps(self.ram) if taps else None
         self.observer = Observer(config.vcpus, costs, self.taps)
-        options = KernelOptions(timer_period=config.timer_period, bugs=frozenset(config.guest_bugs))
-        self.kernel = Kernel(spec, layout, config.vcpus, programs, options)
         self.ledger = ProcessLedger(spec, self.memory)
         geometry = TlbGeometry(config.tlb_entries, config.tlb_ways, config.psc_slots)
-        self.cpus = [
-            PhysicalCpu(i, spec, self.ram, Tlb(spec, geometry), streams)
-            for i in range(config.vcpus)
-        ]
+        tlbs = [Tlb(spec, geometry) for _ in range(config.vcpus)]
+        for group in siblings:
+            for i in group:
+                tlbs[i] = tlbs[group[0]]
+        self.cpus = [PhysicalCpu(i, spec, self.ram, tlb, streams) for i, tlb in enumerate(tlbs)]
         self.observer.watch_cpus(self.cpus)
         self.interrupts = [InterruptController() for _ in range(config.vcpus)]
         self.matrix = Matrix(
@@ -108,6 +121,12 @@ class Machine:
         self.ended = ""
         self.tree = SystemTree("machine", ())
 
+    @property
+    def kernel(self) -> Kernel:
+        """The guest of a machine that runs a whole operating system."""
+        assert isinstance(self.guest, Kernel)
+        return self.guest
+
     # ---- Board: what the VCPUs see ---------------------------------------------------------------
 
     def thread(self, thread_id: int) -> ThreadRef:
@@ -117,13 +136,13 @@ class Machine:
 
     def _spawn_thread(self, thread_id: int) -> None:
         assert self._system is not None
-        actor = ThreadActor(self.kernel.threads[thread_id], self.kernel)
+        actor = ThreadActor(self.guest.threads[thread_id], self.guest)
         self._threads[thread_id] = self._system.spawn(actor, f"thread-{thread_id}")
 
     def _close_ended_threads(self) -> None:
         """End the tasks of guest threads that the kernel has reaped."""
-        if len(self._threads) > len(self.kernel.threads):
-            for ended in [i for i in self._threads if i not in self.kernel.threads]:
+        if len(self._threads) > len(self.guest.threads):
+            for ended in [i for i in self._threads if i not in self.guest.threads]:
                 self._threads.pop(ended).close()
 
     def mark(self, vcpu_id: int, mark: o.Mark) -> None:
@@ -165,22 +184,23 @@ class Machine:
 
     def _build(self, system: ActorSystem) -> None:
         self._system = system
-        boot = self.kernel.boot(_BootMemory(self.memory))
+        boot = self.guest.boot(_BootMemory(self.memory))
         cpu_refs = [system.spawn(CpuActor(cpu), f"cpu-{cpu.cpu_id}") for cpu in self.cpus]
         for cpu in self.cpus:
             self._watch(cpu)
         coherences = self._coherences(system, cpu_refs)
         if self.taps is not None:
-            for gfn in range(self.memory.n_guest_frames):
-                self.taps.grant(gfn, self.memory.frame_view[gfn])
+            for pfn, gfn in self.memory.guest_of.items():
+                self.taps.grant(gfn, pfn)
         for i, coherence in enumerate(coherences):
-            registers = coherence.registers
-            registers.cr0, registers.cr4, registers.efer = boot.cr0, boot.cr4, boot.efer
-            pge, nxe = bool(boot.cr4 & CR4_PGE), bool(boot.efer & EFER_NXE)
-            cpu_refs[i].ask_nowait(SetModes(True, False, pge, nxe, True))
-            coherence.load_root(boot.cr3)
+            registers, start = coherence.registers, boot.registers[i]
+            registers.cr0, registers.cr4, registers.efer = start.cr0, start.cr4, start.efer
+            cpu_refs[i].ask_nowait(
+                shadow_modes(registers) if self.submms else hardware_modes(registers)
+            )
+            coherence.load_root(start.cr3)
             if self.taps is not None:
-                self.taps.registers(i, boot.cr0, boot.cr3, boot.cr4, boot.efer)
+                self.taps.registers(i, start.cr0, start.cr3, start.cr4, start.efer)
             vcpu = VcpuActor(
                 i, boot.idle_threads[i], cpu_refs[i], coherence, self.interrupts[i], self,
                 self.observer,
@@ -236,7 +256,7 @@ class Machine:
                     await anyio.lowlevel.checkpoint()
                 self.tree = system.tree()
         finally:
-            self.kernel.close()
+            self.guest.close()
         return self.ended
 
     async def _conduct(self, on_turn: Callable[[], None] | None) -> None:
@@ -270,7 +290,7 @@ class Machine:
             self.ended = baton.ended
 
     def _why_idle(self) -> str:
-        if self.kernel.finished:
+        if self.guest.finished:
             return "finished"
         waits = ", ".join(f"VCPU {vcpu.vcpu_id} {vcpu.wait.value}" for vcpu in self._vcpus)
         return f"guest deadlock: {waits}, no interrupt pending"
@@ -304,3 +324,8 @@ class _BootMemory:
 
     def write(self, gpa: int, size: int, value: int) -> None:
         self._memory.store(gpa, size, value)
+
+    def write_bytes(self, gpa: int, data: bytes) -> None:
+        hpa = self._memory.hpa(gpa)
+        assert hpa is not None
+        self._memory.ram.bytes[hpa : hpa + len(data)] = data

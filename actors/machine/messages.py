@@ -116,13 +116,14 @@ class LoadRoot(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
 
 
 class SetModes(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
-    """Mode bits of the hardware's control registers; everything cached is dropped."""
+    """Mode bits of the hardware's control registers; `flush` drops everything cached."""
 
     wp: bool
     pse: bool
     pge: bool
     nxe: bool
     pg: bool
+    flush: bool = True
 
 
 class Invalidate(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):

@@ -40,6 +40,8 @@ class PrivilegedWork:
             self._tell("INVLPG", work.gva)
         elif isinstance(work, o.LoadControl):
             self._load_control(work)
+        elif isinstance(work, o.LoadPhysical | o.StorePhysical | o.ExchangePhysical):
+            return coherence.physical(work)
         elif isinstance(work, o.ReadControl):
             return self._read_control(work.register)
         elif isinstance(work, o.SetInterrupts):

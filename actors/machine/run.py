@@ -17,7 +17,7 @@ from penumbra.actors.machine.observer import Taps
 from penumbra.actors.observe.events import EventLog
 from penumbra.actors.runtime import Chooser
 from penumbra.actors.vmm.schemes import Scheme
-from penumbra.guest.kernel import Layout, default_layout
+from penumbra.guest.kernel import Kernel, KernelOptions, Layout, default_layout
 from penumbra.guest.workloads.workload import Workload
 from penumbra.hw.compiled import engine_name
 from penumbra.hw.costs import CostProfile
@@ -102,8 +102,10 @@ def build_machine(
         oracles.append(Oracle(machine.spec_name, machine.vcpus, ram.bytes, ram.flags))
         return oracles[0]
 
+    options = KernelOptions(timer_period=machine.timer_period, bugs=frozenset(machine.guest_bugs))
+    kernel = Kernel(FORMATS[machine.paging], layout, machine.vcpus, [workload.program], options)
     built = Machine(
-        machine, scheme, layout, [workload.program], workload.streams, costs, seed,
+        machine, scheme, kernel, workload.streams, costs, seed,
         make_taps if check else None, chooser,
     )  # fmt: skip
     return built, oracles[0] if oracles else None

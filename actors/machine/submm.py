@@ -39,15 +39,27 @@ from penumbra.actors.machine.observer import Observer
 from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import Actor, ActorRef
 from penumbra.actors.vmm.memory import MemoryManagement
+from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.shadow import FLUSH_ALL
 from penumbra.actors.vmm.subvmm import Emulate, Forward, Hidden, PlaceTraces, SubVmm
+from penumbra.actors.vmm.walk import GuestRegisters
 from penumbra.hw.cpu import PhysicalCpu
 from penumbra.hw.formats import CR4_PGE, EFER_NXE, PAGE_BYTES, PAGE_SHIFT
-from penumbra.hw.operations import Fill
+from penumbra.hw.operations import ExchangePhysical, Fill, LoadPhysical, StorePhysical
 from penumbra.hw.streams import WRITE
 
+_PHYSICAL = (LoadPhysical, StorePhysical, ExchangePhysical)
 CpuRef = ActorRef[CpuOrder, Ran]
 ConsumerRef = ActorRef[ConsumerOrder, ConsumerReply]
+
+
+def shadow_modes(registers: GuestRegisters) -> SetModes:
+    """Return the mode bits of hardware that walks shadow tables.
+
+    WP stays set, so that a supervisor's store to a read-only page exits; no shadow page is large.
+    """
+    pge, nxe = bool(registers.cr4 & CR4_PGE), bool(registers.efer & EFER_NXE)
+    return SetModes(True, False, pge, nxe, True)
 
 
 class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
@@ -103,14 +115,8 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         return reply
 
     def _load_mode(self, message: ModeLoaded) -> ConsumerReply:
-        registers = self._submm.registers
-        self._submm.load_mode(message.register, message.value)
-        # The hardware's WP stays set: a supervisor's store to a read-only page must exit.
-        self._cpu.ask_nowait(
-            SetModes(
-                True, False, bool(registers.cr4 & CR4_PGE), bool(registers.efer & EFER_NXE), True
-            )
-        )
+        if self._submm.load_mode(message.register, message.value):
+            self._cpu.ask_nowait(shadow_modes(self._submm.registers))
         return self._followed()
 
     def _followed(self) -> Followed:
@@ -158,6 +164,8 @@ class ProducerActor(Actor[EmulateStore, ProducerReply]):
         """Make one indivisible step of a store. Source: A40 Fig. 11, steps 830-848."""
         submm, observer, vcpu = self._submm, self._observer, self._vcpu
         accesses = self._hardware.next_accesses(message.work, message.at)
+        if isinstance(message.work, _PHYSICAL):
+            return self._physical(message, *accesses[0])
         gpas = []
         for gva, _, kind in accesses:
             gpa = submm.guest_address(gva, kind, message.user)
@@ -182,10 +190,25 @@ class ProducerActor(Actor[EmulateStore, ProducerReply]):
             accesses[-1][0],
             written[0][0],
         )
-        for key, consumers in submm.finish_store(keys):  # 844
-            self._shoot_down(key, consumers, cause)
-        submm.end_store(keys)
+        self._tell(keys, cause)
         return Stored(ran, self._flooded(message, written[0][0]) if keys else -1)
+
+    def _physical(self, message: EmulateStore, gpa: int, n: int, kind: int) -> Stored:
+        """Make an access whose guest-physical address the guest names itself."""
+        keys = self._submm.begin_store([(gpa, n)] if kind == WRITE else [])
+        ran = self._cpu.ask_nowait(
+            Complete(message.work, message.user, message.at, (self._reach(gpa),))  # 831
+        )
+        if keys:
+            self._observer.count(self._vcpu, "emulated_store")
+            cause = self._observer.note(self._vcpu, EventKind.TRACED_STORE, 0, gpa)
+            self._tell(keys, cause)
+        return Stored(ran, self._flooded(message, gpa) if keys else -1)
+
+    def _tell(self, keys: list[Key], cause: int) -> None:
+        for key, consumers in self._submm.finish_store(keys):  # 844
+            self._shoot_down(key, consumers, cause)
+        self._submm.end_store(keys)
 
     def _reach(self, gpa: int) -> int:
         hpa = self._memory.hpa(gpa)

@@ -13,14 +13,14 @@ from penumbra.actors.machine.messages import (
     ThreadReply,
 )
 from penumbra.actors.runtime import Actor
-from penumbra.guest.kernel import Kernel
+from penumbra.guest.system import GuestSystem
 from penumbra.guest.threads import GuestThread, KernelPanic
 
 
 class ThreadActor(Actor[ThreadOrder, ThreadReply]):
     """One guest thread: a trap pushes a kernel coroutine, `Resume` pulls the next operation."""
 
-    def __init__(self, thread: GuestThread, kernel: Kernel) -> None:
+    def __init__(self, thread: GuestThread, kernel: GuestSystem) -> None:
         self._thread = thread
         self._kernel = kernel
 

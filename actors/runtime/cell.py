@@ -78,12 +78,12 @@ class Cell(Generic[M, R]):
         self.settle = settle
         self.state = _IDLE
         self._receive = actor.receive
-        self.messages = Codec[M](actor.accepts)
+        self.messages: Codec[M] = Codec.of(actor.accepts)
         # What to queue for a message that is told.
         self.seal: Callable[[M], M | Envelope[M]] = (
             self.messages.seal if tracer is None else self._seal_traced
         )
-        self._replies = Codec[R](actor.replies)
+        self._replies: Codec[R] = Codec.of(actor.replies)
         self._tracer = tracer
         self._rest = _IDLE  # what to be when a handler has returned
         self._failure: Exception | None = None

@@ -9,6 +9,7 @@ good. One decoder per class serves as the type check as well: one dictionary loo
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin
 
@@ -36,6 +37,12 @@ class Codec(Generic[T]):
         self._decoders: dict[type, Callable[[bytes], T]] = {
             kind: msgspec.msgpack.Decoder(kind).decode for kind in _members(declared)
         }
+
+    @staticmethod
+    @cache
+    def of(declared: Any) -> Codec[Any]:
+        """Return the one codec of a declared type: it has no state, and costs more than a task."""
+        return Codec(declared)
 
     def seal(self, value: T) -> T:
         """Return the value as its receiver sees it.

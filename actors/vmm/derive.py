@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from penumbra.actors.vmm.memory import MemoryManagement
+from penumbra.actors.vmm.memory import UNBACKED, MemoryManagement
 from penumbra.actors.vmm.walk import GuestRegisters
 from penumbra.hw.formats import CR4_PGE, EFER_NXE, NX, PAGE_SHIFT, A, D, FormatSpec, G, P, U, W
 
@@ -48,8 +48,9 @@ def derive_leaf(
         return 0
     if entry & spec.levels[0].reserved:
         return 0
-    inside = target < memory.n_guest_frames
-    pfn = memory.frame_view[target] if inside else NOWHERE
+    pfn = memory.frame_view[target] if target < memory.n_guest_frames else NOWHERE
+    if pfn == UNBACKED:
+        pfn = NOWHERE
     value = (pfn << PAGE_SHIFT) | P | A | D | link_rights(spec, entry)
     if not entry & D or target in traces:
         value &= ~W

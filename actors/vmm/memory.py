@@ -9,6 +9,7 @@ Source: A40 Fig. 5 (350), Fig. 7.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,18 +29,30 @@ class MemoryManagement:
     Invariant: `frame_map` and `guest_of` are inverse; a frame of the pool backs no guest frame.
 
     Attributes:
-        frame_map: int64[n_guest_frames], PPN of each GPPN.
+        frame_map: int64[n_guest_frames], PPN of each GPPN, or `UNBACKED`.
     """
 
-    def __init__(self, ram: Ram, n_guest_frames: int, *, identity: bool, seed: int) -> None:
-        frames = list(range(ram.n_frames))
+    def __init__(
+        self,
+        ram: Ram,
+        n_guest_frames: int,
+        *,
+        identity: bool,
+        seed: int,
+        backed: Sequence[int] | None = None,
+    ) -> None:
+        """Back every guest frame, or those of `backed` alone (ascending; the rest is no RAM)."""
+        gfns = range(n_guest_frames) if backed is None else backed
+        own = identity and backed is not None
+        frames = list(gfns if own else range(ram.n_frames))
         if not identity:
             random.Random(seed).shuffle(frames)
         self.ram = ram
-        self.frame_map = np.array(frames[:n_guest_frames], np.int64)
+        self.frame_map = np.full(n_guest_frames, UNBACKED, np.int64)
+        self.frame_map[list(gfns)] = frames[: len(gfns)]
         self.frame_view = self.frame_map.data
-        self.guest_of = {pfn: gfn for gfn, pfn in enumerate(frames[:n_guest_frames])}
-        self._free = frames[n_guest_frames:]
+        self.guest_of = dict(zip(frames, gfns, strict=False))
+        self._free = frames[len(gfns) :]
 
     @property
     def n_guest_frames(self) -> int:
@@ -48,7 +61,7 @@ class MemoryManagement:
     def hpa(self, gpa: int) -> int | None:
         """Return the machine address behind a guest-physical one, or None where nothing is."""
         gfn = gpa >> PAGE_SHIFT
-        if gfn >= len(self.frame_map):
+        if gfn >= len(self.frame_map) or self.frame_view[gfn] == UNBACKED:
             return None
         return (self.frame_view[gfn] << PAGE_SHIFT) | (gpa & 0xFFF)
 

@@ -21,10 +21,8 @@ from penumbra.actors.vmm.propagate import Key, Propagation
 from penumbra.actors.vmm.schemes import Scheme
 from penumbra.actors.vmm.shadow import FLUSH_ALL, NO_FRAGMENT, ShadowPage, ShadowSpace
 from penumbra.actors.vmm.traces import WriteTraces
-from penumbra.actors.vmm.walk import GuestRegisters, GuestWalker, Step
+from penumbra.actors.vmm.walk import GuestRegisters, GuestWalker, Step, registers_flush
 from penumbra.hw.formats import (
-    CR4_PGE,
-    CR4_PSE,
     PAGE_BYTES,
     PAGE_SHIFT,
     PS,
@@ -415,20 +413,17 @@ class SubVmm:
             if page in self.space.of_table(gfn):  # fragments go with their large page
                 self.space.drop(page)
 
-    def load_mode(self, register: int, value: int) -> None:
-        """Take a new CR0 or CR4; where derived entries depend on what changed, derive all anew.
+    def load_mode(self, register: int, value: int) -> bool:
+        """Take a new CR0 or CR4; tell whether it flushes, and then derive everything anew.
 
-        CR0.WP is not among it: no shadow entry is writable because WP is clear, such stores are
-        emulated.
+        CR0.WP is read at each use and flushes nothing: no shadow entry is writable because WP is
+        clear, such stores are emulated.
         """
+        if not registers_flush(self.registers, register, value):
+            return False
         self.event_all()
-        old = self.registers.cr4
-        if register == 0:
-            self.registers.cr0 = value
-        else:
-            self.registers.cr4 = value
-        if (old ^ self.registers.cr4) & (CR4_PGE | CR4_PSE):
-            self._drop_shadows()
+        self._drop_shadows()
+        return True
 
     def _drop_shadows(self) -> None:
         """Empty every shadow page and keep only the root's, which the CPU points at."""

@@ -12,6 +12,7 @@ from penumbra.hw.compiled import kernels_for
 from penumbra.hw.formats import (
     CR0_PG,
     CR0_WP,
+    CR4_PAE,
     CR4_PGE,
     CR4_PSE,
     EFER_NXE,
@@ -38,6 +39,20 @@ class GuestRegisters:
     @property
     def paging(self) -> bool:
         return bool(self.cr0 & CR0_PG)
+
+
+def registers_flush(registers: GuestRegisters, register: int, value: int) -> bool:
+    """Load CR0 or CR4; tell whether that drops every translation: paging, PSE, PAE or PGE changed.
+
+    Source: SDM vol. 3, 4.10.4.1; A40 ¶87.
+    """
+    if register == 0:
+        changed = (registers.cr0 ^ value) & CR0_PG
+        registers.cr0 = value
+    else:
+        changed = (registers.cr4 ^ value) & (CR4_PSE | CR4_PAE | CR4_PGE)
+        registers.cr4 = value
+    return bool(changed)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from penumbra.guest.kernel.areas import page_word as page_word
 from penumbra.guest.kernel.boot import BootMemory as BootMemory
 from penumbra.guest.kernel.boot import BootState as BootState
+from penumbra.guest.kernel.boot import StartRegisters as StartRegisters
 from penumbra.guest.kernel.bugs import GUEST_BUGS as GUEST_BUGS
 from penumbra.guest.kernel.kernel import Kernel as Kernel
 from penumbra.guest.kernel.kernel import KernelOptions as KernelOptions
@@ -27,6 +28,7 @@ __all__ = [
     "Layout",
     "LayoutError",
     "Process",
+    "StartRegisters",
     "Thread",
     "default_layout",
     "page_word",

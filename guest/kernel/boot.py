@@ -39,19 +39,25 @@ class BootMemory(Protocol):
 
 
 @dataclass(frozen=True)
-class BootState:
-    """What the machine starts with.
-
-    Attributes:
-        cr0, cr3, cr4, efer: The same on every VCPU.
-        idle_threads: Thread id per VCPU; each VCPU starts in it, in supervisor mode with interrupts
-            disabled.
-    """
+class StartRegisters:
+    """Control registers of one VCPU at its start."""
 
     cr0: int
     cr3: int
     cr4: int
-    efer: int
+    efer: int = 0
+
+
+@dataclass(frozen=True)
+class BootState:
+    """What the machine starts with.
+
+    Attributes:
+        registers: One per VCPU.
+        idle_threads: Thread id per VCPU; each VCPU starts in it with interrupts disabled.
+    """
+
+    registers: tuple[StartRegisters, ...]
     idle_threads: tuple[int, ...]
 
 

@@ -27,7 +27,13 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from penumbra.guest.kernel.areas import Area
-from penumbra.guest.kernel.boot import BootMemory, BootState, KernelWindow, control_registers
+from penumbra.guest.kernel.boot import (
+    BootMemory,
+    BootState,
+    KernelWindow,
+    StartRegisters,
+    control_registers,
+)
 from penumbra.guest.kernel.bugs import check_bugs
 from penumbra.guest.kernel.faults import Faults
 from penumbra.guest.kernel.frames import Frames, OutOfMemory, TablePool
@@ -124,6 +130,16 @@ class Kernel:
         self._calls = _call_table(memory, self.processes, self._thread_calls)
 
     @property
+    def n_frames(self) -> int:
+        """Frames of guest-physical memory, from 0."""
+        return self.layout.n_frames
+
+    @property
+    def backed(self) -> None:
+        """Every frame is RAM."""
+        return
+
+    @property
     def ended(self) -> list[Process]:
         """The processes that have ended, in order of creation."""
         return [process for process in self.processes.processes.values() if process.ended]
@@ -145,7 +161,8 @@ class Kernel:
             self.processes.add_thread(process, 0, ())
         cr0, cr4, efer = control_registers(self.spec)
         idle_threads = tuple(range(len(self.scheduler.cpus)))
-        return BootState(cr0, self._window.root_gpa, cr4, efer, idle_threads)
+        start = StartRegisters(cr0, self._window.root_gpa, cr4, efer)
+        return BootState((start,) * len(idle_threads), idle_threads)
 
     # -- the doors ------------------------------------------------------------------------------
 

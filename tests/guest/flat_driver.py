@@ -127,7 +127,7 @@ class FlatMachine:
         self.kernel = Kernel(spec, self.layout, n_vcpus, programs, options)
         state = self.kernel.boot(self)
         self.vcpus = [
-            Vcpu(n, self.kernel.threads[tid], tid, state.cr3)
+            Vcpu(n, self.kernel.threads[tid], tid, state.registers[n].cr3)
             for n, tid in enumerate(state.idle_threads)
         ]
 

@@ -16,7 +16,7 @@ import pytest
 from .rig import A, D, Rig
 
 TESTS: list[dict[str, Any]] = json.loads(
-    Path(__file__).with_name("litmus_sample.json").read_text(encoding="utf-8")
+    (Path(__file__).parents[2] / "data" / "litmus_sample.json").read_text(encoding="utf-8")
 )
 FAULTS = (0, 1, 2, 3, 4, 5, 6, 7)
 

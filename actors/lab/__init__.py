@@ -1,0 +1,1 @@
+"""Experiments on machines: what many runs of one guest show together."""
