@@ -168,6 +168,17 @@ class Mark(_Operation, frozen=True, array_like=True, gc=False, tag=19):
     text: str = ""
 
 
+class XorMemory(_Operation, frozen=True, array_like=True, gc=False, tag=20):
+    """Read-modify-write, `XOR [mem], value`; the await's value is what was there before.
+
+    Always a write access, locked or not: a fault of the read half has W/R = 1.
+    """
+
+    gva: int
+    size: int
+    value: int
+
+
 Operation: TypeAlias = (
     Load
     | Store
@@ -188,4 +199,5 @@ Operation: TypeAlias = (
     | TrapReturn
     | SwitchThread
     | Mark
+    | XorMemory
 )
