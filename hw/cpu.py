@@ -45,6 +45,8 @@ _PRIVILEGED = (
     o.SwitchThread,
 )
 _PHYSICAL = (o.LoadPhysical, o.StorePhysical, o.ExchangePhysical)
+# Stores of up to eight bytes that are made whole or not at all.
+_WHOLE_STORES = o.Store | o.Exchange | o.CompareExchange | o.XorMemory
 _MASK64 = (1 << 64) - 1
 _DONE = Done()
 _PRIVILEGED_EXIT = Privileged()
@@ -84,7 +86,7 @@ class PhysicalCpu:
         self.on_used: UsedHook | None = None
         self.on_flagged: FlaggedHook | None = None
         self.on_block: BlockHook | None = None
-        self._reg_array = np.zeros(k.REG_WORDS, np.int64)
+        self._reg_array = self.registers = np.zeros(k.REG_WORDS, np.int64)
         self.reg = self._reg_array.data
         self.reg[k.R_FRAMES] = ram.n_frames
         self.reg[k.R_GTAG] = ((1 << 23) | cpu_id) << k.TAG_SHIFT
@@ -110,6 +112,7 @@ class PhysicalCpu:
             o.Store: self._store,
             o.Exchange: self._exchange,
             o.CompareExchange: self._compare_exchange,
+            o.XorMemory: self._xor,
             o.Fill: self._fill,
             o.Copy: self._copy,
             o.Block: self._block,
@@ -129,12 +132,33 @@ class PhysicalCpu:
         reg[k.R_WP], reg[k.R_PSE], reg[k.R_PGE] = wp, pse, pge
         reg[k.R_NXE], reg[k.R_PG] = nxe, pg
 
-    def load_root(self, root: int) -> None:
-        """MOV CR3: bits outside the root's frame are ignored; global entries stay under CR4.PGE."""
-        root &= self.spec.frame_mask
+    def load_root(self, root: int) -> GeneralProtection | None:
+        """MOV CR3: bits outside the root's address are ignored; global entries stay under CR4.PGE.
+
+        Where the format holds its top level in registers they are loaded here, and stay as they are
+        until the next load. A reserved bit in one refuses the load, which then changed nothing.
+
+        Source: SDM vol. 3, 4.4.1.
+        """
+        root &= self.spec.root_mask
+        refused = self._load_top(root)
+        if refused is not None:
+            return refused
         self.reg[k.R_ROOT] = root
-        self.reg[k.R_TAG] = ((root >> PAGE_SHIFT) & 0x7FFFFF) << k.TAG_SHIFT
+        number = root >> (5 if self.spec.root_registers else PAGE_SHIFT)
+        self.reg[k.R_TAG] = (number & 0x7FFFFF) << k.TAG_SHIFT
         self._flush(self._tlb_arg, 1 if self.reg[k.R_PGE] else 0)
+        return None
+
+    def _load_top(self, root: int) -> GeneralProtection | None:
+        """Load the registers that hold the top level, all or none."""
+        entries = [self.ram.load(root + 8 * i, 8) for i in range(self.spec.root_registers)]
+        for i, entry in enumerate(entries):
+            if self.spec.bad_root_entry(entry):
+                return GeneralProtection(f"reserved bits in top-level entry {i}: {entry:#x}")
+        for i, entry in enumerate(entries):
+            self.reg[k.R_TOP + i] = _signed(entry)
+        return None
 
     def flush_all(self) -> None:
         """Drop every translation, global ones included."""
@@ -259,6 +283,14 @@ class PhysicalCpu:
             self._put_parts(parts, work.value)
         return Done(old)
 
+    def _xor(self, work: o.XorMemory, user: bool, at: int) -> Exit:
+        parts = self._access(work.gva, work.size, WRITE, user)
+        if not isinstance(parts, list):
+            return parts
+        old = self._get(parts)
+        self._put_parts(parts, old ^ work.value)
+        return Done(old)
+
     def _spin(self, work: o.SpinUntil, user: bool, at: int) -> Exit:
         parts = self._access(work.gva, work.size, READ, user)
         if not isinstance(parts, list):
@@ -378,7 +410,7 @@ class PhysicalCpu:
             return [(work.gva + at, 8, WRITE)]
         if isinstance(work, o.Copy):
             return [(work.src + at, 8, READ), (work.dst + at, 8, WRITE)]
-        if isinstance(work, o.Store | o.Exchange | o.CompareExchange):
+        if isinstance(work, _WHOLE_STORES):
             first = min(work.size, PAGE_BYTES - (work.gva & (PAGE_BYTES - 1)))
             parts = [(work.gva, first, WRITE)]
             if first < work.size:
@@ -415,11 +447,10 @@ class PhysicalCpu:
             old = self._get(parts)
         if isinstance(work, o.LoadPhysical):
             return Done(old), at
-        assert isinstance(
-            work,
-            o.Store | o.Exchange | o.CompareExchange | o.StorePhysical | o.ExchangePhysical,
-        )
-        if not isinstance(work, o.CompareExchange) or old == work.expected:
+        assert isinstance(work, _WHOLE_STORES | o.StorePhysical | o.ExchangePhysical)
+        if isinstance(work, o.XorMemory):
+            self._put_parts(parts, old ^ work.value)
+        elif not isinstance(work, o.CompareExchange) or old == work.expected:
             self._put_parts(parts, work.value)
         return Done(old), at
 

@@ -10,13 +10,17 @@ that map 4 KiB pages.
                                               level 1  PDE    bits 29:21   (PS: 2 MiB)
     a PDE with PS maps 4 MiB                  level 0  PTE    bits 20:12
 
+    PAE: levels 1 and 0 of x86-64 under four PDPTE registers, bits 31:30 of the address. MOV CR3
+    loads them from the 32 bytes at CR3; a walk reads them and not memory. They carry no rights and
+    no A; what is reserved in a present one is #GP at the load.
+
     31/51 .. 12   11 9   8   7    6   5    4    3    2    1    0
     frame       | free | G | PS | D | A | PCD| PWT| U/S| R/W| P        63: NX (x86-64)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 P = 1 << 0
 W = 1 << 1
@@ -89,6 +93,8 @@ class FormatSpec:
         large_needs_pse: Whether PS counts only with CR4.PSE set.
         pse36: Whether bits 20:13 of a large PDE hold physical address bits 39:32.
         may_cache_not_present: Whether hardware may cache entries with P=0 (x86: never).
+        root_registers: Number of top-level entries held in registers, 0 if a walk reads them all.
+        root_mask: Bits of CR3 that are the address of the root.
     """
 
     name: str
@@ -101,11 +107,17 @@ class FormatSpec:
     large_needs_pse: bool
     pse36: bool
     may_cache_not_present: bool = False
+    root_registers: int = 0
+    root_mask: int = ((1 << 52) - 1) & ~0xFFF
 
     @property
     def top(self) -> int:
         """Number of the root's level."""
         return len(self.levels) - 1
+
+    def bad_root_entry(self, entry: int) -> bool:
+        """Tell whether loading the top-level entry into its register is #GP (SDM vol. 3, 4.4.1)."""
+        return bool(entry & P and entry & (self.levels[self.top].reserved | NX))
 
     def canonical(self, gva: int) -> bool:
         """Tell whether `gva` is an address this format translates at all."""
@@ -127,18 +139,20 @@ IA32 = FormatSpec(
     va_bits=32,
     sign_extended=False,
     frame_mask=0xFFFF_F000,
+    root_mask=0xFFFF_F000,
     has_nx=False,
     large_needs_pse=True,
     pse36=True,
 )
 
+_PTE = Level("PTE", 12, 9, large=False, reserved=_ABOVE_PHYS, reserved_large=0)
+_PDE = Level("PDE", 21, 9, large=True, reserved=_ABOVE_PHYS, reserved_large=_ABOVE_PHYS | 0x1FE000)
+
 X86_64 = FormatSpec(
     name="x86-64",
     levels=(
-        Level("PTE", 12, 9, large=False, reserved=_ABOVE_PHYS, reserved_large=0),
-        Level(
-            "PDE", 21, 9, large=True, reserved=_ABOVE_PHYS, reserved_large=_ABOVE_PHYS | 0x1FE000
-        ),
+        _PTE,
+        _PDE,
         Level(
             "PDPTE",
             30,
@@ -158,4 +172,32 @@ X86_64 = FormatSpec(
     pse36=False,
 )
 
-FORMATS = {spec.name: spec for spec in (IA32, X86_64)}
+# Bits 62:52 of a PAE entry are reserved, free in x86-64 (SDM vol. 3, tables 4-9 to 4-11).
+_ABOVE_PAE = 0x7FF << 52
+
+PAE = FormatSpec(
+    name="pae",
+    levels=(
+        replace(_PTE, reserved=_PTE.reserved | _ABOVE_PAE),
+        replace(
+            _PDE,
+            reserved=_PDE.reserved | _ABOVE_PAE,
+            reserved_large=_PDE.reserved_large | _ABOVE_PAE,
+        ),
+        # Bit 63 as well, see `bad_root_entry`: the masks of all levels stay below the sign.
+        Level(
+            "PDPTE", 30, 2, large=False, reserved=_ABOVE_PHYS | _ABOVE_PAE | 0x1E6, reserved_large=0
+        ),
+    ),
+    entry_bytes=8,
+    va_bits=32,
+    sign_extended=False,
+    frame_mask=((1 << 52) - 1) & ~0xFFF,
+    has_nx=True,
+    large_needs_pse=False,
+    pse36=False,
+    root_registers=4,
+    root_mask=0xFFFF_FFE0,
+)
+
+FORMATS = {spec.name: spec for spec in (IA32, X86_64, PAE)}

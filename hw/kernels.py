@@ -53,6 +53,7 @@ from penumbra.hw.mmu_layout import (
     R_ROOT,
     R_SPURIOUS,
     R_TAG,
+    R_TOP,
     R_WALK_READS,
     R_WALKS,
     R_WP,
@@ -86,6 +87,9 @@ FRAME_BITS = SPEC.frame_mask >> 12
 NEEDS_PSE, PSE36, HAS_NX = SPEC.large_needs_pse, SPEC.pse36, SPEC.has_nx
 PAGE_MASK = (1 << (SPEC.va_bits - 12)) - 1
 ANY_LARGE = any(LARGE)
+# With the top level in registers, a walk neither narrows rights there, nor sets A, nor caches it.
+ROOT_REGISTERS = SPEC.root_registers > 0
+TOP_IN_RAM = TOP - 1 if ROOT_REGISTERS else TOP
 
 
 @JIT
@@ -179,14 +183,22 @@ def resolve(ram64, ram32, reg, fmap, gva, kind, user, level, base, rights):
     reg[R_FAULT_GVA] = gva
     reg[R_WALKS] += 1
     while True:
-        pa = base + (((gva >> SHIFTS[level]) & INDEX_MASK[level]) << WIDTH_SHIFT)
-        e = read_entry(ram64, ram32, reg, fmap, pa)
+        index = (gva >> SHIFTS[level]) & INDEX_MASK[level]
+        pa = base + (index << WIDTH_SHIFT)
+        if ROOT_REGISTERS and level == TOP:
+            e = reg[R_TOP + index]
+        else:
+            e = read_entry(ram64, ram32, reg, fmap, pa)
         reg[R_LEVEL] = level
         reg[R_PATH + level] = pa
         reg[R_ENTRY + level] = e
         if e & 1 == 0:
             reg[R_FAULT_ERROR] = error
             return 0
+        if ROOT_REGISTERS and level == TOP:
+            base = ((e >> 12) & FRAME_BITS) << 12
+            level -= 1
+            continue
         big = LARGE[level] and e & 0x80 != 0 and (not NEEDS_PSE or reg[R_PSE] != 0)
         bad = RESERVED_LARGE[level] if big else RESERVED[level]
         if e & bad != 0 or (HAS_NX and e < 0 and not nxe):
@@ -262,7 +274,7 @@ def walk(ram64, ram32, reg, tlb, gva, kind, user, use_psc):
     level = reg[R_LEVEL]
     # Permitted: A in every entry read, D in the leaf, before anything is cached. The leaf comes
     # last: in a table that maps itself it may be the same word as an upper entry.
-    for at in range(started, level - 1, -1):
+    for at in range(min(started, TOP_IN_RAM), level - 1, -1):
         e = reg[R_ENTRY + at]
         want = e | 0x20
         if at == level and kind == 1:
@@ -281,7 +293,7 @@ def walk(ram64, ram32, reg, tlb, gva, kind, user, use_psc):
     part = vpn >> (SHIFTS[level] - 12)
     insert(tlb, part | tag | (level << LEVEL_SHIFT), entry)
     if slots > 0:
-        for at in range(started, level, -1):
+        for at in range(min(started, TOP_IN_RAM), level, -1):
             e = reg[R_ENTRY + at]
             down = narrow(down, e)
             upper_part = vpn >> (SHIFTS[at] - 12)
@@ -433,6 +445,25 @@ def flush(tlb, keep_global):
         first += ways
     tlb[TLB_LARGE] = left_large
     drop_psc(tlb)
+
+
+@JIT
+def list_frames(ram64, ram32, reg, fmap, gvas, frames, n):
+    """Walk from the root, as a supervisor reads, for each address; note the frames found.
+
+    -1 where nothing is present, -2 where a reserved bit is set.
+    """
+    for i in range(n):
+        gva = gvas[i]
+        rights = E_W | E_U | E_X
+        if resolve(ram64, ram32, reg, fmap, gva, 0, 0, TOP, reg[R_ROOT], rights) != 0:
+            level = reg[R_LEVEL]
+            inside = (gva >> 12) & ((1 << (SHIFTS[level] - 12)) - 1)
+            frames[i] = leaf_frame(reg[R_ENTRY + level], level) + inside
+        elif reg[R_FAULT_ERROR] & 8 != 0:
+            frames[i] = -2
+        else:
+            frames[i] = -1
 
 
 @JIT

@@ -21,7 +21,8 @@ R_MAPPED = 22  # walks start from guest-physical addresses and go through a fram
 R_LEVEL, R_RIGHTS = 23, 15  # of the leaf the last `resolve` found
 R_PATH = 24  # addresses of the entries of the walk under way, by level
 R_ENTRY = 32  # and their values
-REG_WORDS = 40
+R_TOP = 40  # top-level entries, in formats that hold them in registers
+REG_WORDS = 44
 
 MAX_RUN_COUNT = (1 << 26) - 1
 

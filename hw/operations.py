@@ -168,6 +168,17 @@ class Mark(_Operation, frozen=True, array_like=True, gc=False, tag=19):
     text: str = ""
 
 
+class XorMemory(_Operation, frozen=True, array_like=True, gc=False, tag=20):
+    """Read-modify-write, `XOR [mem], value`; the await's value is what was there before.
+
+    Always a write access, locked or not: a fault of the read half has W/R = 1.
+    """
+
+    gva: int
+    size: int
+    value: int
+
+
 class LoadPhysical(_Operation, frozen=True, array_like=True, gc=False, tag=30):
     """Read at a guest-physical address, as through an identity mapping the TLB holds.
 
@@ -219,5 +230,6 @@ Operation: TypeAlias = (
     | TrapReturn
     | SwitchThread
     | Mark
+    | XorMemory
     | Physical
 )

@@ -99,6 +99,7 @@ def test_the_metadata_says_what_is_needed_and_what_is_run(wheel: Path) -> None:
     assert {need.name: need.marker for need in needs} == {
         **dict.fromkeys(("anyio", "msgspec", "numpy", "rich", "trio")),
         "numba": Marker('extra == "fast"'),
+        "unicorn": Marker('extra == "x86"'),
     }
     scripts = ConfigParser()
     scripts.read_string(files["entry_points.txt"])

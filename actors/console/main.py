@@ -1,7 +1,7 @@
 """The command `penumbra`: what can be asked, and what becomes of an answer or a failure.
 
 Exit codes: 0 every verdict is coherent, or checking was declined; 1 a verdict is not, or schemes
-disagree about memory; 2 the input cannot be used; 130 interrupted.
+disagree about memory, or a case of a check failed; 2 the input cannot be used; 130 interrupted.
 
 Nothing heavy is imported before a command is known: `--help` and `--version` answer at once.
 """
@@ -71,6 +71,8 @@ def _load(command: str) -> Callable[[argparse.Namespace], int]:
             from penumbra.actors.console.trace import trace as action
         case "litmus":
             from penumbra.actors.console.litmus import litmus as action
+        case "check":
+            from penumbra.actors.console.check import check as action
         case "list":
             from penumbra.actors.console.listing import listing as action
         case _:
@@ -126,6 +128,10 @@ def _parser() -> argparse.ArgumentParser:
         help="all orders of a test's operations (default), or so many drawn with the seed",
     )
 
+    _check(
+        commands.add_parser("check", help="check the MMU against a file of known results"), every
+    )
+
     listed = commands.add_parser("list", parents=[every], help="list what can be named")
     listed.add_argument(
         "what",
@@ -174,6 +180,24 @@ def _trace(parser: argparse.ArgumentParser, every: argparse.ArgumentParser) -> N
     imported.add_argument("--force", action="store_true", help="replace FILE if it exists")
     info = actions.add_parser("info", parents=[every], help="say what a recording holds")
     info.add_argument("file", metavar="FILE", help="a recording, or the name of a shipped one")
+
+
+def _check(parser: argparse.ArgumentParser, every: argparse.ArgumentParser) -> None:
+    what = parser.add_subparsers(dest="action", metavar="WHAT", required=True)
+    accesses = what.add_parser(
+        "mmu", parents=[every], help="single IA-32 accesses: faults, addresses, A and D bits, data"
+    )
+    accesses.add_argument(
+        "--scheme",
+        metavar="NAME",
+        default="native",
+        help="what the accesses go through: bare hardware (native) or a scheme's shadow tables",
+    )
+    walks = what.add_parser(
+        "walk", parents=[every], help="a kernel's page tables: the complete list of its mappings"
+    )
+    for one in (accesses, walks):
+        one.add_argument("file", metavar="FILE", help="an .npz file")
 
 
 if __name__ == "__main__":

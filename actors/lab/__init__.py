@@ -1,1 +1,1 @@
-"""Experiments on machines: what many runs of one guest show together."""
+"""Experiments: litmus tests, recorded accesses and whole page tables run against the machine."""

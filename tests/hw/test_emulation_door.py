@@ -20,7 +20,9 @@ from .rig import PAGE, WRITE, Rig
 
 BASE, FRAMES = 0x0040_0000, (40, 50, 45)
 VALUE = st.integers(0, (1 << 64) - 1)
-Stores: TypeAlias = o.Store | o.Exchange | o.CompareExchange | o.Fill | o.Copy | o.Block
+Stores: TypeAlias = (
+    o.Store | o.Exchange | o.XorMemory | o.CompareExchange | o.Fill | o.Copy | o.Block
+)
 
 gvas = st.one_of(st.integers(0, 3 * PAGE - 8), st.integers(PAGE - 8, PAGE)).map(BASE.__add__)
 word_gvas = st.integers(0, 2 * 512).map(lambda word: BASE + 8 * word)
@@ -29,6 +31,7 @@ n_bytes = st.integers(1, 512).map(lambda n: 8 * n)
 works = st.one_of(
     st.builds(o.Store, gvas, sizes, VALUE),
     st.builds(o.Exchange, gvas, sizes, VALUE),
+    st.builds(o.XorMemory, gvas, sizes, VALUE),
     st.builds(o.CompareExchange, gvas, sizes, st.sampled_from([0, 1]), VALUE),
     st.builds(o.Fill, word_gvas, n_bytes, VALUE),
     st.builds(o.Copy, word_gvas, word_gvas, n_bytes),

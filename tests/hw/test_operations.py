@@ -45,7 +45,7 @@ def view(rig: Rig) -> bytearray:
     return bytearray(frames[FIRST].tobytes() + frames[SECOND].tobytes())
 
 
-Single: TypeAlias = o.Load | o.Store | o.Exchange | o.CompareExchange
+Single: TypeAlias = o.Load | o.Store | o.Exchange | o.CompareExchange | o.XorMemory
 sizes = st.sampled_from([1, 2, 4, 8])
 values = st.integers(0, ONES)
 gvas = st.one_of(st.integers(0, 2 * PAGE - 8), st.integers(PAGE - 8, PAGE)).map(BASE.__add__)
@@ -53,6 +53,7 @@ singles = st.one_of(
     st.builds(o.Load, gvas, sizes),
     st.builds(o.Store, gvas, sizes, values),
     st.builds(o.Exchange, gvas, sizes, values),
+    st.builds(o.XorMemory, gvas, sizes, values),
     st.builds(o.CompareExchange, gvas, sizes, st.sampled_from([0, 7]), values),
 )
 
@@ -74,9 +75,8 @@ def test_operations_of_any_size_at_any_address_act_as_on_a_row_of_bytes(spec: Fo
             if isinstance(work, o.Load):
                 continue
             if not isinstance(work, o.CompareExchange) or old == work.expected:
-                row[start:end] = (work.value & (1 << 8 * work.size) - 1).to_bytes(
-                    work.size, "little"
-                )
+                new = work.value ^ (old if isinstance(work, o.XorMemory) else 0)
+                row[start:end] = (new & (1 << 8 * work.size) - 1).to_bytes(work.size, "little")
                 n_told += flagged and end > PAGE
             assert view(rig) == row
         assert len(rig.flagged) == n_told
@@ -101,6 +101,7 @@ def test_a_flagged_frame_tells_each_store_with_what_was_there(rig: Rig) -> None:
     [
         o.Store(BASE + PAGE - 3, 8, ONES),
         o.Exchange(BASE + PAGE - 3, 8, ONES),
+        o.XorMemory(BASE + PAGE - 3, 8, ONES),
         o.CompareExchange(BASE + PAGE - 3, 8, 0, ONES),
     ],
 )

@@ -49,7 +49,7 @@ def test_a_changed_entry_stays_in_use_until_its_page_is_invalidated(rig: Rig, ch
 @pytest.mark.shows("H5")
 @pytest.mark.parametrize("event", ["INVLPG of another page", "CR3 load", "full flush"])
 def test_a_stale_upper_entry_serves_its_region_until_any_invlpg(rig: Rig, event: str) -> None:
-    events: dict[str, Callable[[], None]] = {
+    events: dict[str, Callable[[], object]] = {
         "INVLPG of another page": lambda: rig.cpu.invlpg(FAR),
         "CR3 load": lambda: rig.cpu.load_root(rig.root * PAGE),
         "full flush": rig.cpu.flush_all,
