@@ -17,6 +17,7 @@ from penumbra.actors.machine.messages import (
     LoadRoot,
     ModeLoaded,
     PageInvalidated,
+    ProducerOrder,
     ProducerReply,
     Ran,
     Repair,
@@ -38,7 +39,7 @@ from penumbra.hw.exits import PageFault
 from penumbra.hw.formats import CR0_PG, CR0_WP, CR4_PGE, CR4_PSE, EFER_NXE
 from penumbra.hw.operations import Operation
 
-ProducerRef = ActorRef[EmulateStore, ProducerReply]
+ProducerRef = ActorRef[ProducerOrder, ProducerReply]
 
 
 class Coherence(Protocol):
@@ -159,6 +160,7 @@ class Monitored:
                 return reply.ran
             if isinstance(reply, TruePageFault):
                 return reply
+            assert isinstance(reply, TracesWanted)
             self._place(reply.gfns)
 
     def _place(self, gfns: tuple[int, ...]) -> None:
