@@ -56,6 +56,10 @@ mmap-churn *args: setup-demo
 shootdown-stress *args: setup-demo
     {{ penumbra }} compare examples/shootdown_stress.toml "$@"
 
+# Compare schemes on processes that use several times the memory there is, paged to a virtual disk.
+swap-thrash *args: setup-demo
+    {{ penumbra }} compare examples/swap_thrash.toml "$@"
+
 # Print the JSON schema of the configuration file.
 schema *args: setup-demo
     {{ penumbra }} schema "$@"

@@ -14,7 +14,7 @@ from penumbra.hw.formats import FORMATS
 from penumbra.hw.tlb import TlbGeometry
 
 _NOT_NEGATIVE = (
-    "ipi_latency", "ram_mib", "pool_mib", "disk_mib", "disk_latency", "max_progress",
+    "ipi_latency", "ram_mib", "pool_mib", "disk_mib", "disk_latency", "user_frames", "max_progress",
 )  # fmt: skip
 
 
@@ -32,6 +32,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         ipi_latency: Progress between the sending of an IPI and its arrival.
         disk_mib: Size of the virtual disk, the guest's swap space; 0: there is none.
         disk_latency: Progress between the start of a DMA transfer and its interrupt.
+        user_frames: User page frames the guest uses at most, as if its RAM ended there; 0: all.
         max_progress: Progress of one VCPU at which the machine ends by name; 0 takes ten times the
             workload's recorded references plus 20 million.
         guest_bugs: Bugs the guest kernel is to have (`penumbra list faults`).
@@ -51,6 +52,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     max_progress: int = 0
     disk_mib: int = 0
     disk_latency: int = 2_000
+    user_frames: int = 0
     spurious_faults: bool = False
     guest_bugs: tuple[str, ...] = ()
 

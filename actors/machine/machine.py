@@ -53,7 +53,7 @@ from penumbra.hw import operations as o
 from penumbra.hw.costs import CostProfile
 from penumbra.hw.cpu import PhysicalCpu
 from penumbra.hw.disk import Disk
-from penumbra.hw.formats import CR4_PGE, EFER_NXE, FORMATS, PAGE_SHIFT
+from penumbra.hw.formats import CR4_PGE, EFER_NXE, FORMATS, PAGE_BYTES, PAGE_SHIFT
 from penumbra.hw.interrupts import NEVER, InterruptController
 from penumbra.hw.memory import FLAG_SPIN, FLAG_TABLE, Ram
 from penumbra.hw.streams import AccessStream
@@ -90,9 +90,14 @@ class Machine:
         self.memory = MemoryManagement(self.ram, n_guest, identity=not shadowed, seed=seed)
         self.taps = taps(self.ram) if taps else None
         self.observer = Observer(config.vcpus, costs, self.taps)
-        options = KernelOptions(timer_period=config.timer_period, bugs=frozenset(config.guest_bugs))
+        options = KernelOptions(
+            timer_period=config.timer_period,
+            bugs=frozenset(config.guest_bugs),
+            swap_pages=config.disk_mib << (20 - PAGE_SHIFT),
+            user_frames=config.user_frames,
+        )
         self.kernel = Kernel(spec, layout, config.vcpus, programs, options)
-        self.ledger = ProcessLedger(spec, self.memory)
+        self.ledger = ProcessLedger(spec, self.memory, self._swapped_page)
         geometry = TlbGeometry(config.tlb_entries, config.tlb_ways, config.psc_slots)
         self.cpus = [
             PhysicalCpu(i, spec, self.ram, Tlb(spec, geometry), streams)
@@ -173,6 +178,17 @@ class Machine:
         if self._disk_due <= progress:
             assert self._disk is not None
             self._disk_due = self._disk.ask_nowait(CarryOut(progress)).value
+
+    def _swapped_page(self, entry: int) -> bytes | None:
+        """Return the page behind a not-present entry of the guest, if it is on its way or out."""
+        where = self.kernel.paging.where(entry)
+        if where is None:
+            return None
+        in_memory, number = where
+        if not in_memory:
+            return self.disk.read(number)
+        start = self.memory.frame_view[number] << PAGE_SHIFT
+        return bytes(self.ram.bytes[start : start + PAGE_BYTES])
 
     def _post(self, vcpu_id: int, due: int, vector: int) -> None:
         self.interrupts[vcpu_id].post(due, vector)

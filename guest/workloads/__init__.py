@@ -9,5 +9,6 @@ from penumbra.guest.workloads.mmap_churn import MmapChurn as MmapChurn
 from penumbra.guest.workloads.registry import WORKLOADS as WORKLOADS
 from penumbra.guest.workloads.registry import make_workload as make_workload
 from penumbra.guest.workloads.shootdown_stress import ShootdownStress as ShootdownStress
+from penumbra.guest.workloads.swap_thrash import SwapThrash as SwapThrash
 
-__all__ = ["WORKLOADS", "ForkStorm", "MmapChurn", "ShootdownStress", "make_workload"]
+__all__ = ["WORKLOADS", "ForkStorm", "MmapChurn", "ShootdownStress", "SwapThrash", "make_workload"]

@@ -8,11 +8,13 @@ from penumbra.guest.programs.program import Program
 from penumbra.guest.workloads.fork_storm import ForkStorm
 from penumbra.guest.workloads.mmap_churn import MmapChurn
 from penumbra.guest.workloads.shootdown_stress import ShootdownStress
+from penumbra.guest.workloads.swap_thrash import SwapThrash
 
 WORKLOADS: dict[str, tuple[str, Callable[..., Program]]] = {
     "fork-storm": ("a tree of processes writing copy-on-write pages", ForkStorm),
     "mmap-churn": ("processes that map, protect, move and unmap all the time", MmapChurn),
     "shootdown-stress": ("threads that use what a sibling keeps remapping", ShootdownStress),
+    "swap-thrash": ("processes whose pages fit in memory a few at a time", SwapThrash),
 }
 
 
