@@ -15,7 +15,12 @@ from penumbra.hw.operations import Load, Store, Syscall
 
 SCHEMES = ("native", "shootdown", "patch")
 THRASH = named_workload("swap-thrash", processes=2, threads=2, pages=32, rounds=2)
-SMALL = {"user_frames": 16, "disk_mib": 1, "disk_latency": 700, "timer_period": 3000}
+SMALL: dict[str, Any] = {
+    "user_frames": 16,
+    "disk_mib": 1,
+    "disk_latency": 700,
+    "timer_period": 3000,
+}
 
 
 def left_by(summary: dict[str, Any]) -> list[tuple[int, str, int, str]]:
@@ -82,7 +87,7 @@ def hot_page() -> SmallProgram:
 def test_clearing_a_without_a_flush_lets_a_page_go_that_is_in_use_and_is_noticed(
     scheme: str,
 ) -> None:
-    small = {**SMALL, "timer_period": 1_000_000, "tlb_entries": 64, "vcpus": 2}
+    small: dict[str, Any] = {**SMALL, "timer_period": 1_000_000, "tlb_entries": 64, "vcpus": 2}
     _, right, verdict = run_machine(workload_of(hot_page()), scheme, **small)
     assert verdict is not None
     assert (right["ended"], right["marks"], verdict.coherent) == ("finished", [], True)
