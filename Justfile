@@ -56,6 +56,18 @@ mmap-churn *args: setup-demo
 shootdown-stress *args: setup-demo
     @{{ penumbra }} compare examples/shootdown_stress.toml "$@"
 
+# Compare schemes on many processes with many page tables, switched all the time.
+process-switcher *args: setup-demo
+    {{ penumbra }} compare examples/process_switcher.toml "$@"
+
+# Compare schemes on processes that share a pool of buffers and write them back.
+buffer-pool *args: setup-demo
+    {{ penumbra }} compare examples/buffer_pool.toml "$@"
+
+# Compare schemes on processes that use several times the memory there is, paged to a virtual disk.
+swap-thrash *args: setup-demo
+    {{ penumbra }} compare examples/swap_thrash.toml "$@"
+
 # Print the JSON schema of the configuration file.
 schema *args: setup-demo
     @{{ penumbra }} schema "$@"

@@ -66,6 +66,10 @@ class GuestSystem(Protocol):
         """Serve an interrupt."""
         ...
 
+    def on_disk(self, entry: int) -> tuple[bool, int] | None:
+        """Return where the page of a not-present entry is: (in memory, frame or block), or None."""
+        ...
+
     def close(self) -> None:
         """End every coroutine; the guest cannot run any more."""
 

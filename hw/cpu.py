@@ -43,6 +43,8 @@ _PRIVILEGED = (
     o.SetInterrupts,
     o.ArmTimer,
     o.SwitchThread,
+    o.StartDma,
+    o.FinishedDma,
 )
 _PHYSICAL = (o.LoadPhysical, o.StorePhysical, o.ExchangePhysical)
 # Stores of up to eight bytes that are made whole or not at all.
@@ -453,6 +455,10 @@ class PhysicalCpu:
         elif not isinstance(work, o.CompareExchange) or old == work.expected:
             self._put_parts(parts, work.value)
         return Done(old), at
+
+    def store_for_device(self, hpa: int, size: int, value: int) -> None:
+        """Store to machine memory what a device writes: no translation, but seen if flagged."""
+        self._put(hpa, size, value)
 
     # ---- the rest -------------------------------------------------------------------------------
 

@@ -179,6 +179,27 @@ class XorMemory(_Operation, frozen=True, array_like=True, gc=False, tag=20):
     value: int
 
 
+class StartDma(_Operation, frozen=True, array_like=True, gc=False, tag=21):
+    """Let the disk's DMA controller move one page; supervisor only.
+
+    `gpa` is a guest-physical page address, `block` one of the disk. The await's value is a ticket
+    (> 0), or 0 if the controller refuses. The transfer reads or writes memory some progress later
+    and then raises the disk's interrupt on this VCPU; what is in the page until then is undefined.
+    """
+
+    block: int
+    gpa: int
+    to_disk: bool
+
+
+class FinishedDma(_Operation, frozen=True, array_like=True, gc=False, tag=22):
+    """Read the controller's status; supervisor only.
+
+    The await's value is the oldest ticket of this VCPU that is finished and was not returned
+    before, 0 if there is none.
+    """
+
+
 class LoadPhysical(_Operation, frozen=True, array_like=True, gc=False, tag=30):
     """Read at a guest-physical address, as through an identity mapping the TLB holds.
 
@@ -231,5 +252,7 @@ Operation: TypeAlias = (
     | SwitchThread
     | Mark
     | XorMemory
+    | StartDma
+    | FinishedDma
     | Physical
 )

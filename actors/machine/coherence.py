@@ -18,6 +18,7 @@ from penumbra.actors.machine.messages import (
     LoadRoot,
     ModeLoaded,
     PageInvalidated,
+    ProducerOrder,
     ProducerReply,
     Ran,
     Repair,
@@ -39,7 +40,7 @@ from penumbra.hw.exits import Done, PageFault
 from penumbra.hw.formats import CR0_PG, CR0_WP, CR4_PGE, CR4_PSE, EFER_NXE, PAGE_SHIFT
 from penumbra.hw.operations import LoadPhysical, Operation, Physical
 
-ProducerRef = ActorRef[EmulateStore, ProducerReply]
+ProducerRef = ActorRef[ProducerOrder, ProducerReply]
 
 
 class Coherence(Protocol):
@@ -168,6 +169,7 @@ class Monitored:
                 return reply.ran
             if isinstance(reply, TruePageFault):
                 return reply
+            assert isinstance(reply, TracesWanted)
             self._place(reply.gfns)
 
     def _place(self, gfns: tuple[int, ...]) -> None:

@@ -13,6 +13,10 @@ from penumbra.guest.kernel import GUEST_BUGS
 from penumbra.hw.formats import FORMATS
 from penumbra.hw.tlb import TlbGeometry
 
+_NOT_NEGATIVE = (
+    "ipi_latency", "ram_mib", "pool_mib", "disk_mib", "disk_latency", "user_frames", "max_progress",
+)  # fmt: skip
+
 
 class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One virtual machine and the hardware below it.
@@ -26,6 +30,9 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         quantum: Progress after which the conductor chooses again.
         timer_period: Progress between the guest's timer interrupts.
         ipi_latency: Progress between the sending of an IPI and its arrival.
+        disk_mib: Size of the virtual disk, the guest's swap space; 0: there is none.
+        disk_latency: Progress between the start of a DMA transfer and its interrupt.
+        user_frames: User page frames the guest uses at most, as if its RAM ended there; 0: all.
         max_progress: Progress of one VCPU at which the machine ends by name; 0 takes ten times the
             workload's recorded references plus 20 million.
         guest_bugs: Bugs the guest kernel is to have (`penumbra list faults`).
@@ -43,6 +50,9 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     timer_period: int = 100_000
     ipi_latency: int = 200
     max_progress: int = 0
+    disk_mib: int = 0
+    disk_latency: int = 2_000
+    user_frames: int = 0
     spurious_faults: bool = False
     guest_bugs: tuple[str, ...] = ()
 
@@ -53,9 +63,11 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         for name in ("quantum", "timer_period"):
             if getattr(self, name) < 1:
                 return f"machine.{name} is {getattr(self, name)}: must be at least 1"
-        for name in ("ipi_latency", "ram_mib", "pool_mib", "max_progress"):
+        for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 return f"machine.{name} is {getattr(self, name)}: must not be negative"
+        if self.disk_mib > 16384:
+            return f"machine.disk_mib is {self.disk_mib}: at most 16384"
         if self.ram_mib > 16384:
             return f"machine.ram_mib is {self.ram_mib}: at most 16384"
         if self.paging == "ia32" and self.ram_mib > 3072:

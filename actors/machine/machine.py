@@ -17,11 +17,20 @@ from penumbra.actors.machine.coherence import (
     BareHardware,
     Coherence,
     Monitored,
+    ProducerRef,
     hardware_modes,
 )
 from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.cpu import CpuActor
-from penumbra.actors.machine.messages import Grant
+from penumbra.actors.machine.disk import DiskActor
+from penumbra.actors.machine.messages import (
+    CarryOut,
+    DiskOrder,
+    DiskReply,
+    Grant,
+    StartTransfer,
+    TakeFinished,
+)
 from penumbra.actors.machine.observer import Observer, Taps
 from penumbra.actors.machine.processes import ProcessLedger
 from penumbra.actors.machine.submm import ConsumerActor, CpuRef, ProducerActor, shadow_modes
@@ -29,6 +38,7 @@ from penumbra.actors.machine.thread import ThreadActor
 from penumbra.actors.machine.vcpu import ThreadRef, VcpuActor
 from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import (
+    ActorRef,
     ActorState,
     ActorSystem,
     Chooser,
@@ -47,8 +57,9 @@ from penumbra.hw import mmu_layout as m
 from penumbra.hw import operations as o
 from penumbra.hw.costs import CostProfile
 from penumbra.hw.cpu import PhysicalCpu
-from penumbra.hw.formats import FORMATS, PAGE_SHIFT
-from penumbra.hw.interrupts import InterruptController
+from penumbra.hw.disk import Disk
+from penumbra.hw.formats import FORMATS, PAGE_BYTES, PAGE_SHIFT
+from penumbra.hw.interrupts import NEVER, InterruptController
 from penumbra.hw.memory import FLAG_SPIN, FLAG_TABLE, Ram
 from penumbra.hw.streams import AccessStream
 from penumbra.hw.tlb import Tlb, TlbGeometry
@@ -93,7 +104,7 @@ class Machine:
         )
         self.taps = taps(self.ram) if taps else None
         self.observer = Observer(config.vcpus, costs, self.taps)
-        self.ledger = ProcessLedger(spec, self.memory)
+        self.ledger = ProcessLedger(spec, self.memory, self._swapped_page)
         geometry = TlbGeometry(config.tlb_entries, config.tlb_ways, config.psc_slots)
         tlbs = [Tlb(spec, geometry) for _ in range(config.vcpus)]
         for group in siblings:
@@ -102,6 +113,9 @@ class Machine:
         self.cpus = [PhysicalCpu(i, spec, self.ram, tlb, streams) for i, tlb in enumerate(tlbs)]
         self.observer.watch_cpus(self.cpus)
         self.interrupts = [InterruptController() for _ in range(config.vcpus)]
+        self.disk = Disk(config.disk_mib << (20 - PAGE_SHIFT), config.disk_latency)
+        self._disk: ActorRef[DiskOrder, DiskReply] | None = None
+        self._disk_due = NEVER
         self.matrix = Matrix(
             config.vcpus, scheme.options.capacity, order=order_named(scheme.options.order)
         )
@@ -161,6 +175,38 @@ class Machine:
                 self.observer.count(sender, "ipi")
                 self.observer.note(sender, EventKind.IPI_SENT, 0, target, vector)
 
+    def start_dma(self, vcpu_id: int, dma: o.StartDma, progress: int) -> int:
+        if self._disk is None:
+            return 0
+        ticket = self._disk.ask_nowait(
+            StartTransfer(vcpu_id, dma.block, dma.gpa, dma.to_disk, progress)
+        ).value
+        if ticket:
+            self._disk_due = min(self._disk_due, progress + self.config.disk_latency)
+        return ticket
+
+    def finished_dma(self, vcpu_id: int) -> int:
+        return 0 if self._disk is None else self._disk.ask_nowait(TakeFinished(vcpu_id)).value
+
+    def devices_until(self, progress: int) -> None:
+        if self._disk_due <= progress:
+            assert self._disk is not None
+            self._disk_due = self._disk.ask_nowait(CarryOut(progress)).value
+
+    def _swapped_page(self, entry: int) -> bytes | None:
+        """Return the page behind a not-present entry of the guest, if it is on its way or out."""
+        where = self.guest.on_disk(entry)
+        if where is None:
+            return None
+        in_memory, number = where
+        if not in_memory:
+            return self.disk.read(number)
+        start = self.memory.frame_view[number] << PAGE_SHIFT
+        return bytes(self.ram.bytes[start : start + PAGE_BYTES])
+
+    def _post(self, vcpu_id: int, due: int, vector: int) -> None:
+        self.interrupts[vcpu_id].post(due, vector)
+
     def spin(self, vcpu_id: int, hpa: int) -> None:
         self._spins[vcpu_id] = hpa
         self.ram.flags[hpa >> PAGE_SHIFT] |= FLAG_SPIN
@@ -188,7 +234,13 @@ class Machine:
         cpu_refs = [system.spawn(CpuActor(cpu), f"cpu-{cpu.cpu_id}") for cpu in self.cpus]
         for cpu in self.cpus:
             self._watch(cpu)
-        coherences = self._coherences(system, cpu_refs)
+        coherences, producers = self._coherences(system, cpu_refs)
+        if self.disk.n_blocks:
+            traces = self.submms[0].shared.traces if self.submms else None
+            disk = DiskActor(
+                self.disk, self.memory, self.cpus, producers, traces, self._post, self.observer
+            )
+            self._disk = system.spawn(disk, "disk")
         if self.taps is not None:
             for pfn, gfn in self.memory.guest_of.items():
                 self.taps.grant(gfn, pfn)
@@ -210,24 +262,28 @@ class Machine:
         for thread_id in boot.idle_threads:
             self.thread(thread_id)
 
-    def _coherences(self, system: ActorSystem, cpu_refs: list[CpuRef]) -> list[Coherence]:
+    def _coherences(
+        self, system: ActorSystem, cpu_refs: list[CpuRef]
+    ) -> tuple[list[Coherence], list[ProducerRef]]:
         if not self.submms:
-            return [BareHardware(i, ref, self.observer) for i, ref in enumerate(cpu_refs)]
+            return [BareHardware(i, ref, self.observer) for i, ref in enumerate(cpu_refs)], []
         consumers = [
             system.spawn(ConsumerActor(submm, ref, self.observer), f"consumer-{submm.vcpu_id}")
             for submm, ref in zip(self.submms, cpu_refs, strict=True)
         ]
         coherences: list[Coherence] = []
+        producers: list[ProducerRef] = []
         for submm, ref, cpu in zip(self.submms, cpu_refs, self.cpus, strict=True):
             actor = ProducerActor(submm, self.memory, ref, cpu, consumers, self.observer)
             producer = system.spawn(actor, f"producer-{submm.vcpu_id}")
+            producers.append(producer)
             coherences.append(
                 Monitored(
                     submm.vcpu_id, submm.registers, producer, consumers, submm.shared.traces,
                     self.observer,
                 )
             )  # fmt: skip
-        return coherences
+        return coherences, producers
 
     def _watch(self, cpu: PhysicalCpu) -> None:
         """Connect a CPU's hooks to the machine and, if there is one, the checker."""
@@ -283,7 +339,8 @@ class Machine:
         if since >= self.config.max_progress:
             self.ended = f"max_progress {self.config.max_progress} reached by VCPU {vcpu_id}"
             return
-        limit = min(since + self.config.quantum, self.config.max_progress)
+        self.devices_until(since)
+        limit = min(since + self.config.quantum, self.config.max_progress, self._disk_due)
         baton = self._vcpu_refs[vcpu_id].ask_nowait(Grant(since, limit))
         self._close_ended_threads()
         if baton.ended:

@@ -183,7 +183,53 @@ class StoreWanted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6)
     """The access is a store the producer has to make."""
 
 
-ProducerReply: TypeAlias = Stored | TruePageFault | TracesWanted
+class DeviceStore(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
+    """A device this VCPU set going writes `data` to a traced guest table, from `gpa` on."""
+
+    gpa: int
+    data: bytes
+
+
+class DeviceStored(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
+    """The device's stores are visible and every consumer concerned is told."""
+
+
+ProducerOrder: TypeAlias = EmulateStore | DeviceStore
+ProducerReply: TypeAlias = Stored | TruePageFault | TracesWanted | DeviceStored
+
+
+# ---- the disk ------------------------------------------------------------------------------
+
+
+class StartTransfer(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
+    """A VCPU at `progress` wants one page moved; the reply's value is a ticket or 0."""
+
+    vcpu_id: int
+    block: int
+    gpa: int
+    to_disk: bool
+    progress: int
+
+
+class TakeFinished(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
+    """A VCPU asks for a finished transfer of its own; the reply's value is a ticket or 0."""
+
+    vcpu_id: int
+
+
+class CarryOut(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
+    """Carry out all transfers due by `progress`; the reply's value is when the next one is due."""
+
+    progress: int
+
+
+class DiskReply(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
+    """The disk's answer."""
+
+    value: int
+
+
+DiskOrder: TypeAlias = StartTransfer | TakeFinished | CarryOut
 
 
 class Repair(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):

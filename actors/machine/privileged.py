@@ -51,6 +51,12 @@ class PrivilegedWork:
         elif isinstance(work, o.SendIpi):
             coherence.note_exit("ipi")
             self._board.send_ipi(vcpu.vcpu_id, work.targets, work.vector, vcpu.progress)
+        elif isinstance(work, o.StartDma):
+            coherence.note_exit("disk")
+            return self._board.start_dma(vcpu.vcpu_id, work, vcpu.progress)
+        elif isinstance(work, o.FinishedDma):
+            coherence.note_exit("disk")
+            return self._board.finished_dma(vcpu.vcpu_id)
         elif isinstance(work, o.ArmTimer):
             coherence.note_exit("timer")
             self._interrupts.arm_timer(vcpu.progress + work.after if work.after else None)

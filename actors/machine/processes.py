@@ -8,6 +8,7 @@ digests of equal runs are equal under every scheme.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +32,11 @@ class ProcessRecord:
 class ProcessLedger:
     """Follows the guest's marks."""
 
-    def __init__(self, spec: FormatSpec, memory: MemoryManagement) -> None:
+    def __init__(
+        self, spec: FormatSpec, memory: MemoryManagement, swapped: Callable[[int], bytes | None]
+    ) -> None:
         self._spec = spec
+        self._swapped = swapped
         self._memory = memory
         self.records: dict[int, ProcessRecord] = {}
         self.marks: list[tuple[str, tuple[int, ...], str]] = []
@@ -53,29 +57,40 @@ class ProcessLedger:
         """Count and hash the user pages below a root."""
         sha = hashlib.sha256()
         n = 0
-        for vpn, gfn in self._leaves(root_gpa >> PAGE_SHIFT, self._spec.top, 0):
-            if gfn >= self._memory.n_guest_frames:
-                continue
-            pfn = self._memory.frame_view[gfn]
-            page = self._memory.ram.array[pfn << PAGE_SHIFT : (pfn + 1) << PAGE_SHIFT]
-            if page.any():
+        for vpn, leaf in self._leaves(root_gpa >> PAGE_SHIFT, self._spec.top, 0):
+            page = leaf if isinstance(leaf, bytes) else self._page(leaf)
+            if page.count(0) < len(page):
                 n += 1
                 sha.update(vpn.to_bytes(8, "little"))
-                sha.update(page.data)
+                sha.update(page)
         return n, sha.hexdigest()[:16]
 
-    def _leaves(self, gfn: int, level: int, base: int) -> list[tuple[int, int]]:
-        """Return (page number, guest frame) of every present user page under a table."""
+    def _page(self, gfn: int) -> bytes:
+        if gfn >= self._memory.n_guest_frames:
+            return b""
+        pfn = self._memory.frame_view[gfn]
+        return self._memory.ram.array[pfn << PAGE_SHIFT : (pfn + 1) << PAGE_SHIFT].tobytes()
+
+    def _leaves(self, gfn: int, level: int, base: int) -> list[tuple[int, int | bytes]]:
+        """Return page number and guest frame of every user page under a table.
+
+        In place of the frame stand the page's bytes where the guest has it on its disk.
+        """
         spec, memory = self._spec, self._memory
         if gfn >= memory.n_guest_frames:
             return []
         start = memory.frame_view[gfn] << PAGE_SHIFT
         table = memory.ram.array[start : start + PAGE_BYTES]
         entries = table.view(np.uint64 if spec.entry_bytes == 8 else np.uint32).astype(np.uint64)
-        found = []
-        for index in np.flatnonzero((entries & np.uint64(P | U)) == P | U).tolist():
+        found: list[tuple[int, int | bytes]] = []
+        for index in np.flatnonzero(entries).tolist():
             entry = int(entries[index])
             vpn = base + (index << (spec.levels[level].shift - PAGE_SHIFT))
+            if entry & (P | U) != P | U:
+                page = None if level or entry & P else self._swapped(entry)
+                if page is not None:
+                    found.append((vpn, page))
+                continue
             frame = (entry & spec.frame_mask & ~NX) >> PAGE_SHIFT
             if level == 0:
                 found.append((vpn, frame))

@@ -21,7 +21,7 @@ from penumbra.guest.kernel import Kernel, KernelOptions, Layout, default_layout
 from penumbra.guest.workloads.workload import Workload
 from penumbra.hw.compiled import engine_name
 from penumbra.hw.costs import CostProfile
-from penumbra.hw.formats import FORMATS
+from penumbra.hw.formats import FORMATS, PAGE_SHIFT
 from penumbra.hw.memory import Ram
 
 MIB = 1 << 20
@@ -102,7 +102,12 @@ def build_machine(
         oracles.append(Oracle(machine.spec_name, machine.vcpus, ram.bytes, ram.flags))
         return oracles[0]
 
-    options = KernelOptions(timer_period=machine.timer_period, bugs=frozenset(machine.guest_bugs))
+    options = KernelOptions(
+        timer_period=machine.timer_period,
+        bugs=frozenset(machine.guest_bugs),
+        swap_pages=machine.disk_mib * MIB >> PAGE_SHIFT,
+        user_frames=machine.user_frames,
+    )
     kernel = Kernel(FORMATS[machine.paging], layout, machine.vcpus, [workload.program], options)
     built = Machine(
         machine, scheme, kernel, workload.streams, costs, seed,

@@ -14,6 +14,8 @@ from penumbra.actors.machine.messages import (
     ConsumerOrder,
     ConsumerReply,
     CpuOrder,
+    DeviceStore,
+    DeviceStored,
     DropTable,
     EmulateStore,
     FaultDelivered,
@@ -22,6 +24,7 @@ from penumbra.actors.machine.messages import (
     LoadRoot,
     ModeLoaded,
     PageInvalidated,
+    ProducerOrder,
     ProducerReply,
     Ran,
     Repair,
@@ -49,6 +52,7 @@ from penumbra.hw.operations import ExchangePhysical, Fill, LoadPhysical, StorePh
 from penumbra.hw.streams import WRITE
 
 _PHYSICAL = (LoadPhysical, StorePhysical, ExchangePhysical)
+_DEVICE_BYTES = 8
 CpuRef = ActorRef[CpuOrder, Ran]
 ConsumerRef = ActorRef[ConsumerOrder, ConsumerReply]
 
@@ -140,7 +144,7 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
             self._cpu.ask_nowait(Invalidate(tuple(flushes)))
 
 
-class ProducerActor(Actor[EmulateStore, ProducerReply]):
+class ProducerActor(Actor[ProducerOrder, ProducerReply]):
     """Makes one VCPU's traced stores and tells every consumer concerned."""
 
     def __init__(
@@ -160,7 +164,31 @@ class ProducerActor(Actor[EmulateStore, ProducerReply]):
         self._observer = observer
         self._vcpu = submm.vcpu_id
 
-    def receive(self, message: EmulateStore) -> ProducerReply:
+    def receive(self, message: ProducerOrder) -> ProducerReply:
+        if isinstance(message, DeviceStore):
+            return self._device_store(message)
+        return self._emulate(message)
+
+    def _device_store(self, message: DeviceStore) -> DeviceStored:
+        """Make a device's stores to a traced table, one aligned word after the other.
+
+        A word that does not change is left out: storing it could tell nobody anything new.
+        """
+        submm, memory, data = self._submm, self._memory, message.data
+        cause = self._observer.note(self._vcpu, EventKind.TRACED_STORE, 0, message.gpa)
+        for at in range(0, len(data), _DEVICE_BYTES):
+            gpa, word = message.gpa + at, int.from_bytes(data[at : at + _DEVICE_BYTES], "little")
+            if memory.load(gpa, _DEVICE_BYTES) == word:
+                continue
+            keys = submm.begin_store([(gpa, _DEVICE_BYTES)])
+            self._hardware.store_for_device(self._reach(gpa), _DEVICE_BYTES, word)  # 831
+            self._observer.count(self._vcpu, "emulated_store")
+            for key, consumers in submm.finish_store(keys):  # 844
+                self._shoot_down(key, consumers, cause)
+            submm.end_store(keys)
+        return DeviceStored()
+
+    def _emulate(self, message: EmulateStore) -> ProducerReply:
         """Make one indivisible step of a store. Source: A40 Fig. 11, steps 830-848."""
         submm, observer, vcpu = self._submm, self._observer, self._vcpu
         accesses = self._hardware.next_accesses(message.work, message.at)

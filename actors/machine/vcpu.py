@@ -72,6 +72,17 @@ class Board(Protocol):
     def send_ipi(self, sender: int, targets: int, vector: int, progress: int) -> None:
         """Queue an interrupt at every VCPU of the bit set."""
 
+    def start_dma(self, vcpu_id: int, dma: o.StartDma, progress: int) -> int:
+        """Queue a transfer of the disk; return its ticket, 0 if refused."""
+        ...
+
+    def finished_dma(self, vcpu_id: int) -> int:
+        """Return a finished ticket of this VCPU, or 0."""
+        ...
+
+    def devices_until(self, progress: int) -> None:
+        """Let devices do what is due by this progress."""
+
     def spin(self, vcpu_id: int, hpa: int) -> None:
         """Wake this VCPU when the word at `hpa` is written."""
 
@@ -210,6 +221,8 @@ class VcpuActor(Actor[Grant, Baton]):
         """Deliver the first interrupt that is due; `retry` is what it came before."""
         vector = self._interrupts.take(self.progress)
         assert vector is not None
+        # A transfer younger than the quantum is due before its interrupt is taken.
+        self._board.devices_until(self.progress)
         self._coherence.note_exit("interrupt")
         self._observer.count(self.vcpu_id, "interrupt")
         self._observer.note(self.vcpu_id, EventKind.INTERRUPT, 0, vector)

@@ -12,12 +12,14 @@ from penumbra.guest.kernel.layout import LayoutError as LayoutError
 from penumbra.guest.kernel.layout import default_layout as default_layout
 from penumbra.guest.kernel.process import Process as Process
 from penumbra.guest.kernel.process import Thread as Thread
+from penumbra.guest.kernel.vectors import VECTOR_DISK as VECTOR_DISK
 from penumbra.guest.kernel.vectors import VECTOR_RESCHEDULE as VECTOR_RESCHEDULE
 from penumbra.guest.kernel.vectors import VECTOR_SHOOTDOWN as VECTOR_SHOOTDOWN
 from penumbra.guest.kernel.vectors import VECTOR_TIMER as VECTOR_TIMER
 
 __all__ = [
     "GUEST_BUGS",
+    "VECTOR_DISK",
     "VECTOR_RESCHEDULE",
     "VECTOR_SHOOTDOWN",
     "VECTOR_TIMER",

@@ -11,17 +11,27 @@ new frame while another still reads the old one.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from penumbra.guest.kernel.areas import ANONYMOUS, PROT_EXEC, PROT_WRITE, Area, page_word
-from penumbra.guest.kernel.frames import Frames
+from penumbra.guest.kernel.frames import Frames, OutOfFrames
 from penumbra.guest.kernel.page_cache import PageCache
+from penumbra.guest.kernel.paging import Paging
 from penumbra.guest.kernel.process import Thread
 from penumbra.guest.kernel.shootdown import Shootdown
 from penumbra.guest.kernel.slots import Slots
+from penumbra.guest.kernel.swap import SwapSpace
 from penumbra.guest.kernel.tables import AddressSpace, Slot, Tables
 from penumbra.guest.kernel.words import acquire, release
 from penumbra.guest.threads import KernelPanic
 from penumbra.hw.formats import NX, PAGE_SHIFT, PF_I, PF_W, A, D, P, W
 from penumbra.hw.operations import Exchange, SetInterrupts, Store
+
+
+class _Swapped(NamedTuple):
+    """The page is in a slot of the swap space."""
+
+    number: int
 
 
 class Faults:
@@ -38,12 +48,16 @@ class Faults:
         cache: PageCache,
         slots: Slots,
         shootdown: Shootdown,
+        paging: Paging,
+        swap: SwapSpace,
     ) -> None:
         self._tables = tables
         self._frames = frames
         self._cache = cache
         self._slots = slots
         self._shootdown = shootdown
+        self._paging = paging
+        self._swap = swap
         self.n_resolved = 0
 
     async def resolve(self, thread: Thread, gva: int, error: int) -> str:
@@ -57,17 +71,63 @@ class Faults:
         """
         assert thread.process is not None
         space = thread.process.space
-        await acquire(space.lock)
-        try:
-            reason = await self._resolve(thread, space, gva, error)
-        except Exception:
-            await release(space.lock)
-            raise
+        while True:
+            # An access made with a lock held has its page pinned, so that it need not sleep.
+            if thread.may_sleep:
+                await self._paging.make_room(thread)
+            await acquire(space.lock)
+            try:
+                reason = await self._resolve(thread, space, gva, error)
+            except OutOfFrames:
+                await release(space.lock)
+                if not (self._paging.enabled and thread.may_sleep):
+                    raise
+                continue
+            except Exception:
+                await release(space.lock)
+                raise
+            if isinstance(reason, str):
+                break
+            number = reason.number
+            try:
+                gfn = await self._paging.bring_in(thread, space, number)
+            except OutOfFrames:
+                await release(space.lock)
+                continue
+            if gfn is not None:
+                await acquire(space.lock)
+                await self._map_swapped(space, gva, error, number, gfn)
+                await release(space.lock)
         await release(space.lock)
         self.n_resolved += not reason
         return reason
 
-    async def _resolve(self, thread: Thread, space: AddressSpace, gva: int, error: int) -> str:
+    async def _map_swapped(
+        self, space: AddressSpace, gva: int, error: int, number: int, gfn: int
+    ) -> None:
+        """Put a frame that was read from a slot where its page is still wanted, or give it back.
+
+        While nobody held the lock the page may have been unmapped, moved, or brought in.
+        """
+        slot = self._tables.find(space, gva >> PAGE_SHIFT)
+        area = space.areas.find(gva >> PAGE_SHIFT)
+        wanted = slot is not None and area is not None and not _denied(area, error)
+        if wanted:
+            assert slot is not None and area is not None
+            entry = await self._tables.load(slot)
+            if slot.position in slot.table.live and self._swap.slot_of(entry) == number:
+                write = bool(error & PF_W)
+                entry = self._tables.entry(gfn, area.prot, writable=True, dirty=write)
+                self._swap.drop(number)  # the entry's; the transfer's becomes the frame's
+                self._swap.back(gfn, number)
+                await Store(slot.gva, self._tables.entry_bytes, entry)
+                return
+        self._frames.drop(gfn)
+        self._swap.drop(number)
+
+    async def _resolve(
+        self, thread: Thread, space: AddressSpace, gva: int, error: int
+    ) -> str | _Swapped:
         vpn = gva >> PAGE_SHIFT
         area = space.areas.find(vpn) or self._underlay(space, vpn)
         if area is None:
@@ -78,7 +138,11 @@ class Faults:
         slot = self._tables.find(space, vpn) or await self._tables.make(space, vpn)
         write = bool(error & PF_W)
         if slot.position in slot.table.live:
-            await self._adjust(thread, space, area, slot, write)
+            old = await self._tables.load(slot)
+            number = self._swap.slot_of(old)
+            if number is not None:
+                return _Swapped(number)
+            await self._adjust(thread, space, area, slot, write, old)
         else:
             await self._map_new(thread, area, slot, write)
         return ""
@@ -138,13 +202,18 @@ class Faults:
         return self._cache.offer(file_id, page, gfn)
 
     async def _adjust(
-        self, thread: Thread, space: AddressSpace, area: Area, slot: Slot, write: bool
+        self,
+        thread: Thread,
+        space: AddressSpace,
+        area: Area,
+        slot: Slot,
+        write: bool,
+        old: int,
     ) -> None:
         """Give a mapped page the rights that its area has: usually a copy-on-write.
 
         Nothing to do means that a sibling was faster, or that this CPU held an older entry.
         """
-        old = await self._tables.load(slot)
         gfn = self._tables.frame(old)
         if write and not area.shared and self._frames.references(gfn) > 1:
             await self._copy(thread, space, area, slot, old)

@@ -11,6 +11,10 @@ class OutOfMemory(Exception):
     """No frame is left; the text names what ran out. The process that asked for it is killed."""
 
 
+class OutOfFrames(OutOfMemory):
+    """No user frame is left; replacement may still make room."""
+
+
 class Frames:
     """User frames.
 
@@ -26,6 +30,7 @@ class Frames:
         self._refs = [0] * n_frames
         self._free = list(range(first_gfn + n_frames - 1, first_gfn - 1, -1))
         self.reclaim: Callable[[], bool] = lambda: False
+        self.freed: Callable[[int], None] = lambda _: None
 
     @property
     def n_free(self) -> int:
@@ -35,10 +40,10 @@ class Frames:
         """Return a free frame, now with one reference.
 
         Raises:
-            OutOfMemory: Nothing is free and nothing could be reclaimed.
+            OutOfFrames: Nothing is free and nothing could be reclaimed.
         """
         if not self._free and not self.reclaim():
-            raise OutOfMemory("out of memory")
+            raise OutOfFrames("out of memory")
         gfn = self._free.pop()
         self._refs[gfn - self.first_gfn] = 1
         return gfn
@@ -53,6 +58,7 @@ class Frames:
         self._refs[index] -= 1
         if not self._refs[index]:
             self._free.append(gfn)
+            self.freed(gfn)
 
     def references(self, gfn: int) -> int:
         """Return the number of references to a frame; 0 if it is free or none of these."""

@@ -1,8 +1,8 @@
 """The guest kernel: what the machine calls when a VCPU traps.
 
 Reading order of this package: layout, frames, areas, tables (what there is); words, shootdown,
-scheduler (how CPUs agree); faults, memory_calls, process_calls, thread_calls (what is done); this
-file (the doors).
+scheduler (how CPUs agree); swap, disk, paging (what goes to the disk and comes back); faults,
+memory_calls, process_calls, thread_calls (what is done); this file (the doors).
 
 The contract with whoever drives the VCPUs:
 
@@ -35,19 +35,22 @@ from penumbra.guest.kernel.boot import (
     control_registers,
 )
 from penumbra.guest.kernel.bugs import check_bugs
+from penumbra.guest.kernel.disk import DiskDriver
 from penumbra.guest.kernel.faults import Faults
 from penumbra.guest.kernel.frames import Frames, OutOfMemory, TablePool
 from penumbra.guest.kernel.layout import MAX_VCPUS, Layout
 from penumbra.guest.kernel.memory_calls import MemoryCalls
 from penumbra.guest.kernel.page_cache import PageCache
+from penumbra.guest.kernel.paging import Paging
 from penumbra.guest.kernel.process import Cpu, Process, Thread
 from penumbra.guest.kernel.process_calls import ProcessCalls
 from penumbra.guest.kernel.scheduler import Scheduler
 from penumbra.guest.kernel.shootdown import Shootdown
 from penumbra.guest.kernel.slots import Slots
+from penumbra.guest.kernel.swap import SwapSpace
 from penumbra.guest.kernel.tables import AddressSpace, Tables
 from penumbra.guest.kernel.thread_calls import ThreadCalls
-from penumbra.guest.kernel.vectors import VECTOR_SHOOTDOWN
+from penumbra.guest.kernel.vectors import VECTOR_DISK, VECTOR_SHOOTDOWN
 from penumbra.guest.kernel.words import Words
 from penumbra.guest.programs.program import Program
 from penumbra.guest.threads import GuestCoroutine, KernelPanic
@@ -67,12 +70,16 @@ class KernelOptions:
         flush_limit: Ranges of more pages are flushed by a CR3 load instead of INVLPGs.
         global_pages: Whether the kernel's window is mapped with G.
         bugs: Names of `GUEST_BUGS` to have.
+        swap_pages: Blocks of the disk to swap to; 0: nothing is ever paged out.
+        user_frames: User frames to use at most, as if RAM ended there; 0: all.
     """
 
     timer_period: int = 100_000
     flush_limit: int = 32
     global_pages: bool = True
     bugs: frozenset[str] = field(default_factory=frozenset)
+    swap_pages: int = 0
+    user_frames: int = 0
 
 
 class Kernel:
@@ -106,7 +113,8 @@ class Kernel:
         self._programs = tuple(programs)
         self.pool = TablePool(layout.pool_gfn, layout.pool_frames)
         first = layout.first_user_gfn
-        self.frames = Frames(first, layout.n_frames - first)
+        n_frames = layout.n_frames - first
+        self.frames = Frames(first, min(n_frames, options.user_frames or n_frames))
         words = Words(self.pool, layout)
         self._window = KernelWindow(spec, layout, self.pool, global_pages=options.global_pages)
         self.tables = Tables(spec, layout, self.pool, self._window.root_entries)
@@ -115,18 +123,28 @@ class Kernel:
         self.cache = PageCache(self.frames, self._areas)
         self.frames.reclaim = self.cache.reclaim
         slots = Slots(spec, layout, self._window.slots_table_gva)
-        self.faults = Faults(self.tables, self.frames, self.cache, slots, self.shootdown)
+        self.swap = SwapSpace(spec, options.swap_pages)
         memory = MemoryCalls(
-            self.tables, layout, self.frames, self.pool, self.cache, self.shootdown, options.bugs
-        )
+            self.tables, layout, self.frames, self.pool, self.cache, self.shootdown, options.bugs,
+            self.swap,
+        )  # fmt: skip
         self.threads: dict[int, Thread] = {}
         self.scheduler = Scheduler(n_vcpus, root_gpa, options.timer_period, self._reap)
+        self.disk = DiskDriver(self.scheduler)
+        self.paging = Paging(
+            self.tables, self.frames, self.cache, self.shootdown, words, self.swap, self.disk,
+            self.scheduler, self._spaces,
+        )  # fmt: skip
+        self.faults = Faults(
+            self.tables, self.frames, self.cache, slots, self.shootdown, self.paging, self.swap
+        )
         for cpu in self.scheduler.cpus:
             self._add_idle_thread(cpu)
         self.processes = ProcessCalls(
-            self.tables, self.frames, words, memory, self.shootdown, self.scheduler, self.threads
-        )
-        self._thread_calls = ThreadCalls(self.processes, self.scheduler, words)
+            self.tables, self.frames, words, memory, self.shootdown, self.scheduler, self.threads,
+            self.paging, self.swap,
+        )  # fmt: skip
+        self._thread_calls = ThreadCalls(self.processes, self.scheduler, words, self.paging)
         self._calls = _call_table(memory, self.processes, self._thread_calls)
 
     @property
@@ -184,6 +202,10 @@ class Kernel:
         """Serve an interrupt."""
         return self._interrupt(self._thread(vcpu_id, thread_id), vector)
 
+    def on_disk(self, entry: int) -> tuple[bool, int] | None:
+        """Return where a swapped page is, (in memory, frame or block), or None."""
+        return self.paging.where(entry)
+
     def close(self) -> None:
         """End every coroutine; the guest cannot run any more."""
         for thread in self.threads.values():
@@ -193,6 +215,7 @@ class Kernel:
         self.pool.check()
         self.frames.check()
         self.cache.check()
+        self.paging.check()
         self.scheduler.check()
         for process in self.processes.processes.values():
             process.space.areas.check()
@@ -249,6 +272,9 @@ class Kernel:
     async def _interrupt(self, thread: Thread, vector: int) -> None:
         if vector == VECTOR_SHOOTDOWN:
             await self.shootdown.serve(thread.cpu)
+        elif vector == VECTOR_DISK:
+            await self.disk.serve()
+            thread.cpu.must_schedule = True  # who slept goes before who computes
         else:
             thread.cpu.must_schedule = True
         if thread.trapped_from_user:
@@ -278,6 +304,9 @@ class Kernel:
 
     def _areas(self) -> list[Area]:
         return list(self.processes.areas())
+
+    def _spaces(self) -> list[tuple[int, AddressSpace]]:
+        return self.processes.spaces()
 
     def _reap(self, thread: Thread) -> None:
         self.processes.reap(thread)

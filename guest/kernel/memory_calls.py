@@ -25,6 +25,7 @@ from penumbra.guest.kernel.layout import Layout
 from penumbra.guest.kernel.page_cache import PageCache
 from penumbra.guest.kernel.process import Cpu, Thread
 from penumbra.guest.kernel.shootdown import Shootdown
+from penumbra.guest.kernel.swap import SwapSpace
 from penumbra.guest.kernel.tables import AddressSpace, Slot, Table, Tables
 from penumbra.guest.kernel.words import acquire, release
 from penumbra.hw.formats import NX, PAGE_BYTES, PAGE_SHIFT, A, D, P, W
@@ -46,7 +47,9 @@ class MemoryCalls:
         cache: PageCache,
         shootdown: Shootdown,
         bugs: frozenset[str],
+        swap: SwapSpace,
     ) -> None:
+        self._swap = swap
         self._tables = tables
         self._layout = layout
         self._frames = frames
@@ -173,6 +176,10 @@ class MemoryCalls:
         for slot in self._tables.live(space, first, stop):
             slot.table.live.discard(slot.position)
             entry: int = await Exchange(slot.gva, width, 0)
+            number = self._swap.slot_of(entry)
+            if number is not None:
+                self._swap.drop(number)
+                continue
             gfns.append(self._tables.frame(entry))
             if entry & P:
                 vpns.append(slot.vpn)
@@ -200,7 +207,11 @@ class MemoryCalls:
         for slot in self._tables.live(space, 0, 1 << 52):
             slot.table.live.discard(slot.position)
             entry: int = await Exchange(slot.gva, width, 0)
-            self._frames.drop(self._tables.frame(entry))
+            number = self._swap.slot_of(entry)
+            if number is not None:
+                self._swap.drop(number)
+            else:
+                self._frames.drop(self._tables.frame(entry))
         self._drop_tables(await self._tables.unlink_empty(space, 0, 1 << 52))
         for area in areas:
             self._cache.forget_object(area.file_id)
@@ -208,6 +219,8 @@ class MemoryCalls:
     async def _protect(self, area: Area, slot: Slot) -> bool:
         """Give one entry its area's rights; tell whether some CPU may have cached more."""
         old = await self._tables.load(slot)
+        if self._swap.slot_of(old) is not None:
+            return False  # it gets its area's rights when it is brought in
         gfn = self._tables.frame(old)
         own = area.shared or self._frames.references(gfn) == 1
         if area.shared and area.prot & PROT_WRITE:
@@ -215,6 +228,8 @@ class MemoryCalls:
         new = self._tables.entry(gfn, area.prot, writable=own, dirty=False)
         if new & P:
             new |= old & (A | D)
+        else:
+            self._swap.forget(gfn)  # whether it is dirty stands nowhere then
         if new == old:
             return False
         await self._tables.change(slot, old, new)

@@ -56,6 +56,15 @@ class PageCache:
         """Note that the page is mapped for writing."""
         self._written.add((file_id, page))
 
+    def is_clean(self, file_id: int, page: int, gfn: int) -> bool:
+        """Tell whether the page is in this frame and can be made again without it."""
+        remade = file_id < SHARED_OBJECTS and (file_id, page) not in self._written
+        return remade and self.holds(file_id, page, gfn)
+
+    def holds(self, file_id: int, page: int, gfn: int) -> bool:
+        """Tell whether the page is in this frame."""
+        return self._pages.get((file_id, page)) == gfn
+
     def forget_object(self, file_id: int) -> None:
         """Drop a shared anonymous object that no area names any more."""
         if file_id < SHARED_OBJECTS:

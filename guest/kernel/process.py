@@ -48,6 +48,7 @@ class Thread(GuestThread):
         cpu: Where it runs or last ran.
         on_cpu: Set from the moment a CPU chose it until that CPU runs on another thread's stack.
         user_access: A system call is using a user address; a fault there is the program's.
+        may_sleep: False while such an access is made with a lock held.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Thread(GuestThread):
         self.on_cpu = False
         self.joiners: list[Thread] = []
         self.user_access = False
+        self.may_sleep = True
 
 
 @dataclass(eq=False, slots=True)

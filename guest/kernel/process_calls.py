@@ -11,15 +11,17 @@ from collections.abc import Iterator
 from penumbra.guest.kernel.areas import Area, image_object
 from penumbra.guest.kernel.frames import Frames, OutOfMemory
 from penumbra.guest.kernel.memory_calls import MemoryCalls
+from penumbra.guest.kernel.paging import Paging
 from penumbra.guest.kernel.process import Process, State, Thread
 from penumbra.guest.kernel.scheduler import Scheduler
 from penumbra.guest.kernel.shootdown import Shootdown
+from penumbra.guest.kernel.swap import SwapSpace
 from penumbra.guest.kernel.tables import AddressSpace, Tables
 from penumbra.guest.kernel.vectors import VECTOR_RESCHEDULE
 from penumbra.guest.kernel.words import Words, acquire, release
 from penumbra.guest.programs.program import Image, Program
 from penumbra.guest.threads import KernelPanic
-from penumbra.hw.formats import W
+from penumbra.hw.formats import P, W
 from penumbra.hw.operations import Mark, SendIpi, SetInterrupts, Store
 
 ECHILD, EINVAL, EBUSY = -10, -22, -16
@@ -45,7 +47,11 @@ class ProcessCalls:
         shootdown: Shootdown,
         scheduler: Scheduler,
         threads: dict[int, Thread],
+        paging: Paging,
+        swap: SwapSpace,
     ) -> None:
+        self._paging = paging
+        self._swap = swap
         self._tables = tables
         self._frames = frames
         self._words = words
@@ -61,6 +67,14 @@ class ProcessCalls:
         for process in self.processes.values():
             if not process.ended:
                 yield from process.space.areas
+
+    def spaces(self) -> list[tuple[int, AddressSpace]]:
+        """Return the address spaces that are in use, by process id, upwards."""
+        return [
+            (process.pid, process.space)
+            for process in self.processes.values()
+            if not process.ended and not process.space.gone
+        ]
 
     # -- making ---------------------------------------------------------------------------------
 
@@ -173,10 +187,14 @@ class ProcessCalls:
         for slot in tables.live(old, area.first, area.stop):
             target = await tables.make(new, slot.vpn)
             entry = await tables.load(slot)
-            if entry & W:
+            if entry & P and entry & W:
                 entry = await tables.change(slot, entry, entry & ~W) & ~W
                 lowered.append(slot.vpn)
-            self._frames.share(tables.frame(entry))
+            number = self._swap.slot_of(entry)
+            if number is not None:
+                self._swap.share(number)
+            else:
+                self._frames.share(tables.frame(entry))
             target.table.live.add(target.position)
             await Store(target.gva, tables.entry_bytes, entry)
 
@@ -201,7 +219,10 @@ class ProcessCalls:
         return None
 
     async def _drop_space(self, space: AddressSpace) -> None:
+        await self._paging.guard()
         await self._memory.clear(space)
+        space.gone = True
+        await self._paging.unguard()
         self._tables.drop_root(space.root)
         self._words.drop(space.lock)
 

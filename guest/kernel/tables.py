@@ -45,6 +45,7 @@ class AddressSpace:
         per VCPU on which the root may be loaded; set before a load, cleared after the next. users:
         Threads that run in it. underlay: What is there wherever no area is: a recorded program's
         initial image. Read-only. heap_end: The break, a byte address; 0 while the program has none.
+        gone: It is empty and its lock and root are about to be given back.
     """
 
     root: Table
@@ -55,6 +56,7 @@ class AddressSpace:
     cpus: int = 0
     users: int = 0
     heap_end: int = 0
+    gone: bool = False
 
     @property
     def root_gpa(self) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from penumbra.guest.kernel.paging import Paging
 from penumbra.guest.kernel.process import State, Thread
 from penumbra.guest.kernel.process_calls import ProcessCalls, process_of
 from penumbra.guest.kernel.scheduler import Scheduler
 from penumbra.guest.kernel.words import Words, acquire, release
+from penumbra.hw.formats import PAGE_SHIFT
 from penumbra.hw.operations import Load
 
 EAGAIN = -11
@@ -20,7 +22,10 @@ class ThreadCalls:
     Invariant: a waiting thread is blocked, or has been woken and not yet run.
     """
 
-    def __init__(self, processes: ProcessCalls, scheduler: Scheduler, words: Words) -> None:
+    def __init__(
+        self, processes: ProcessCalls, scheduler: Scheduler, words: Words, paging: Paging
+    ) -> None:
+        self._paging = paging
         self._processes = processes
         self._scheduler = scheduler
         self._futex_lock = words.take()
@@ -51,10 +56,16 @@ class ThreadCalls:
         """(address, expected 4-byte value) -> 0 when woken, EAGAIN if the value is another."""
         gva, expected = args
         process = process_of(thread)
+        if self._paging.enabled:  # the look under the lock must find the page there
+            await self._paging.pin(thread, process.space, gva >> PAGE_SHIFT)
+            thread.user_access = True
+            await Load(gva, 4)
+            thread.user_access = False
         await acquire(self._futex_lock)
-        thread.user_access = True
+        thread.user_access, thread.may_sleep = True, False
         value = await Load(gva, 4)
-        thread.user_access = False
+        thread.user_access, thread.may_sleep = False, True
+        self._paging.unpin(thread)
         if value != expected or process.dying:
             await release(self._futex_lock)
             return EAGAIN
@@ -68,10 +79,13 @@ class ThreadCalls:
         return 0
 
     async def abandon_user_access(self, thread: Thread) -> None:
-        """Give up a user access that faulted for good, with the lock that was held for it."""
+        """Give up a user access that faulted for good, with the lock that may be held for it."""
         assert thread.user_access
         thread.user_access = False
-        await release(self._futex_lock)
+        self._paging.unpin(thread)
+        if not thread.may_sleep:
+            thread.may_sleep = True
+            await release(self._futex_lock)
 
     async def futex_wake(self, thread: Thread, args: tuple[int, ...]) -> int:
         """(address, number) -> how many waiters were woken, first come first."""

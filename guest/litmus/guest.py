@@ -102,6 +102,9 @@ class LitmusGuest:
     def interrupt(self, vcpu_id: int, thread_id: int, vector: int) -> GuestCoroutine:
         return _panic(f"CPU {vcpu_id}: interrupt {vector}")
 
+    def on_disk(self, entry: int) -> tuple[bool, int] | None:
+        return None
+
     def close(self) -> None:
         for thread in self._threads.values():
             thread.close()

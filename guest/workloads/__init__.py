@@ -4,10 +4,22 @@ A value that is wrong is reported by `Mark("wrong", (address, expected, found))`
 a mark and with every process ended by itself is a right one.
 """
 
+from penumbra.guest.workloads.buffer_pool import BufferPool as BufferPool
 from penumbra.guest.workloads.fork_storm import ForkStorm as ForkStorm
 from penumbra.guest.workloads.mmap_churn import MmapChurn as MmapChurn
+from penumbra.guest.workloads.process_switcher import ProcessSwitcher as ProcessSwitcher
 from penumbra.guest.workloads.registry import WORKLOADS as WORKLOADS
 from penumbra.guest.workloads.registry import make_workload as make_workload
 from penumbra.guest.workloads.shootdown_stress import ShootdownStress as ShootdownStress
+from penumbra.guest.workloads.swap_thrash import SwapThrash as SwapThrash
 
-__all__ = ["WORKLOADS", "ForkStorm", "MmapChurn", "ShootdownStress", "make_workload"]
+__all__ = [
+    "WORKLOADS",
+    "BufferPool",
+    "ForkStorm",
+    "MmapChurn",
+    "ProcessSwitcher",
+    "ShootdownStress",
+    "SwapThrash",
+    "make_workload",
+]

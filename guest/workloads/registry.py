@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from penumbra.guest.programs.program import Program
+from penumbra.guest.workloads.buffer_pool import BufferPool
 from penumbra.guest.workloads.fork_storm import ForkStorm
 from penumbra.guest.workloads.mmap_churn import MmapChurn
+from penumbra.guest.workloads.process_switcher import ProcessSwitcher
 from penumbra.guest.workloads.shootdown_stress import ShootdownStress
+from penumbra.guest.workloads.swap_thrash import SwapThrash
 
 WORKLOADS: dict[str, tuple[str, Callable[..., Program]]] = {
+    "buffer-pool": ("processes that share buffers over a larger store", BufferPool),
     "fork-storm": ("a tree of processes writing copy-on-write pages", ForkStorm),
     "mmap-churn": ("processes that map, protect, move and unmap all the time", MmapChurn),
+    "process-switcher": ("many processes with many tables at one address", ProcessSwitcher),
     "shootdown-stress": ("threads that use what a sibling keeps remapping", ShootdownStress),
+    "swap-thrash": ("processes whose pages fit in memory a few at a time", SwapThrash),
 }
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from penumbra.guest.kernel import (
+    VECTOR_DISK,
     VECTOR_TIMER,
     Kernel,
     KernelOptions,
@@ -77,6 +78,7 @@ class Vcpu:
     result: Any = None
     progress: int = 0
     timer: int = 0
+    finished: list[int] = field(default_factory=list)  # tickets of transfers
     waiting: list[tuple[int, int]] = field(default_factory=list)  # (due, vector)
     tlb: dict[int, Translation] = field(default_factory=dict)
     paging_structures: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -118,6 +120,10 @@ class FlatMachine:
         self.quantum = quantum
         self.ipi_latency = ipi_latency
         self.streams = streams or {}
+        self.disk: dict[int, bytes] = {}
+        self.disk_latency = 150
+        self.transfers: list[tuple[int, int, Vcpu, op.StartDma]] = []
+        self.n_transfers = 0
         self.marks: list[op.Mark] = []
         self.stale: list[str] = []
         self.auditing = sticky
@@ -304,6 +310,7 @@ class FlatMachine:
                 return False
             vcpu.waiting.remove(ready[0])
             vector = ready[0][1]
+            self._carry_out(vcpu)
         retry = None if isinstance(vcpu.operation, op.Halt) else vcpu.operation
         self._trap(vcpu, self.kernel.interrupt(vcpu.vcpu_id, vcpu.thread_id, vector), retry)
         return True
@@ -377,10 +384,31 @@ class FlatMachine:
                         other.waiting.append((vcpu.progress + self.ipi_latency, vector))
             case op.ArmTimer(after):
                 vcpu.timer = vcpu.progress + after if after else 0
+            case op.StartDma():
+                self.n_transfers += 1
+                due = vcpu.progress + self.disk_latency
+                self.transfers.append((due, self.n_transfers, vcpu, operation))
+                vcpu.waiting.append((due, VECTOR_DISK))
+                vcpu.result = self.n_transfers
+            case op.FinishedDma():
+                vcpu.result = vcpu.finished.pop(0) if vcpu.finished else 0
             case op.Mark():
                 self.marks.append(operation)
             case _:
                 raise AssertionError(f"unknown operation {operation}")
+
+    def _carry_out(self, owner: Vcpu) -> None:
+        """Let the disk do what is due when its owner takes an interrupt, and never earlier."""
+        for transfer in list(self.transfers):
+            due, ticket, vcpu, dma = transfer
+            if vcpu is not owner or due > vcpu.progress:
+                continue
+            self.transfers.remove(transfer)
+            vcpu.finished.append(ticket)
+            if dma.to_disk:
+                self.disk[dma.block] = bytes(self.ram[dma.gpa : dma.gpa + PAGE])
+            else:
+                self.ram[dma.gpa : dma.gpa + PAGE] = self.disk.get(dma.block, bytes(PAGE))
 
     def _block(self, vcpu: Vcpu, block: op.Block) -> bool:
         """Execute some runs; tell whether the block is over."""
@@ -421,6 +449,7 @@ class FlatMachine:
         self.kernel.check()
         cached = len(self.kernel.cache)
         assert self.kernel.frames.n_free + cached == self.kernel.frames.n_frames
+        assert self.kernel.swap.n_used == 0
 
 
 _PRIVILEGED = (
@@ -432,4 +461,6 @@ _PRIVILEGED = (
     op.SetInterrupts,
     op.ArmTimer,
     op.SwitchThread,
+    op.StartDma,
+    op.FinishedDma,
 )

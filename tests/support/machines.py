@@ -19,7 +19,12 @@ from penumbra.hw.costs import CostProfile
 SMALL_STORM = named_workload("fork-storm", depth=1, pages=4, rounds=1)
 SMALL_CHURN = named_workload("mmap-churn", steps=15, pages=6)
 SMALL_STRESS = named_workload("shootdown-stress", threads=2, rounds=3, pages=2)
-WORKLOADS = {workload.name: workload for workload in (SMALL_STORM, SMALL_CHURN, SMALL_STRESS)}
+SMALL_POOL = named_workload("buffer-pool", workers=2, updates=6)
+SMALL_SWITCHER = named_workload("process-switcher", processes=3, regions=4, turns=2)
+WORKLOADS = {
+    workload.name: workload
+    for workload in (SMALL_STORM, SMALL_CHURN, SMALL_STRESS, SMALL_POOL, SMALL_SWITCHER)
+}
 
 
 def scheme_with(name: str, **options: Any) -> Scheme:

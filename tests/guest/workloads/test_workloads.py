@@ -10,9 +10,12 @@ from penumbra.guest.kernel import KernelOptions
 from penumbra.guest.programs.program import Program
 from penumbra.guest.workloads import (
     WORKLOADS,
+    BufferPool,
     ForkStorm,
     MmapChurn,
+    ProcessSwitcher,
     ShootdownStress,
+    SwapThrash,
     make_workload,
 )
 from penumbra.hw.formats import FORMATS, IA32, X86_64, FormatSpec
@@ -23,6 +26,9 @@ SMALL: list[Program] = [
     ForkStorm(pages=6, children=2, depth=2, rounds=2),
     MmapChurn(processes=3, steps=30, pages=40),
     ShootdownStress(threads=3, rounds=4, pages=40),
+    BufferPool(workers=3, updates=10),
+    ProcessSwitcher(processes=4, regions=5, turns=3),
+    SwapThrash(processes=2, pages=20),
 ]
 
 
