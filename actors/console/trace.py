@@ -39,6 +39,8 @@ def trace(arguments: argparse.Namespace) -> int:
             _report(arguments, path, read_recording(path))
     except TraceError as error:
         raise UsageError(error.file, error.place, error.cause) from None
+    except BrokenPipeError:  # of our own output: who read it has enough
+        raise
     except OSError as error:
         file = str(error.filename or arguments.action)
         raise UsageError(file, "read", error.strerror or str(error)) from None

@@ -88,9 +88,7 @@ def test_the_other_one_is_of_32_bits_with_its_stacks_near_4_gib() -> None:
     for process in workers.processes[1:]:
         depths.append(depths[process.parent] + 1)
     assert max(depths) == 4
-    assert all(
-        STACK_TOP - 0x4000 < int(p.stream.pages.max()) < 1 << 20 for p in workers.processes
-    )
+    assert all(STACK_TOP - 0x4000 < int(p.stream.pages.max()) < 1 << 20 for p in workers.processes)
     assert default_ram_bytes(workers) == 64 << 20
 
 
