@@ -44,6 +44,10 @@ list *args: setup-demo
 trace-info *args: setup-demo
     @{{ penumbra }} trace info "$@"
 
+# Record a command under valgrind as a .trace file: `just record -o FILE -- CMD ...`.
+record *args: setup-demo
+    @{{ penumbra }} trace record "$@"
+
 # Compare schemes on processes that fork and copy on write.
 fork-storm *args: setup-demo
     @{{ penumbra }} compare examples/fork_storm.toml "$@"

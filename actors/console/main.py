@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _simulation(several)
 
-    _trace(commands.add_parser("trace", help="import a recording, or say what one holds"), every)
+    _trace(commands.add_parser("trace", help="make a recording, or say what one holds"), every)
 
     tests = commands.add_parser(
         "litmus", parents=[every], help="run TLB litmus tests in every order under some schemes"
@@ -178,6 +178,23 @@ def _trace(parser: argparse.ArgumentParser, every: argparse.ArgumentParser) -> N
     imported.add_argument("-o", "--out", required=True, metavar="FILE", help="the recording")
     imported.add_argument("--provenance", default="", metavar="TEXT", help="what was recorded")
     imported.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    recorded = actions.add_parser(
+        "record",
+        parents=[every],
+        allow_abbrev=False,
+        help="run a command under valgrind and make a recording of it",
+        usage="%(prog)s [options] -- COMMAND ...",
+    )
+    recorded.add_argument("-o", "--out", metavar="FILE", help="the recording (COMMAND.trace)")
+    recorded.add_argument("--provenance", default="", metavar="TEXT", help="what was recorded")
+    recorded.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    recorded.add_argument("--keep-logs", metavar="DIR", help="keep valgrind's logs in this folder")
+    recorded.add_argument(
+        "--max-mib", type=int, default=4096, metavar="N", help="most room for the logs (4096)"
+    )
+    recorded.add_argument(
+        "words", nargs=argparse.PARSER, metavar="COMMAND", help="its output goes to stderr"
+    )
     info = actions.add_parser("info", parents=[every], help="say what a recording holds")
     info.add_argument("file", metavar="FILE", help="a recording, or the name of a shipped one")
 

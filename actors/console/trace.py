@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,23 @@ from typing import Any
 from penumbra.actors.console.errors import UsageError
 from penumbra.actors.console.printing import print_json
 from penumbra.actors.console.progress import working
+from penumbra.actors.console.record import record
 from penumbra.actors.console.tables import Grid, Paper, count
 from penumbra.actors.console.workloads import shipped_recordings
 from penumbra.guest.traces import Recording, TraceError, import_lackey, info, read_recording
 from penumbra.guest.traces.container import refuse_existing
+from penumbra.hw.compiled import ENGINE_VARIABLE, engine_name
 
 _MIB = 1 << 20
 
 
 def trace(arguments: argparse.Namespace) -> int:
-    """Import a recording, or say what one holds."""
+    """Record a command, import a recording, or say what one holds."""
     try:
-        if arguments.action == "import":
+        _check_engine()
+        if arguments.action == "record":
+            _record(arguments)
+        elif arguments.action == "import":
             out = Path(arguments.out)
             refuse_existing(out, arguments.force)
             logs = [Path(log) for log in arguments.lackey]
@@ -33,10 +39,41 @@ def trace(arguments: argparse.Namespace) -> int:
             _report(arguments, path, read_recording(path))
     except TraceError as error:
         raise UsageError(error.file, error.place, error.cause) from None
+    except BrokenPipeError:  # of our own output: who read it has enough
+        raise
     except OSError as error:
         file = str(error.filename or arguments.action)
         raise UsageError(file, "read", error.strerror or str(error)) from None
     return 0
+
+
+def _check_engine() -> None:
+    try:
+        engine_name()
+    except ValueError:
+        given = os.environ[ENGINE_VARIABLE]
+        raise UsageError(
+            "environment", ENGINE_VARIABLE, f"{given!r} is neither numba nor plain"
+        ) from None
+
+
+def _record(arguments: argparse.Namespace) -> None:
+    words = arguments.words
+    if words[0] == "--":  # which argparse leaves there before Python 3.12.5
+        del words[0]
+    out = Path(arguments.out or f"{Path(words[0]).name}.trace")
+    recording, code = record(
+        words,
+        out,
+        provenance=arguments.provenance,
+        overwrite=arguments.force,
+        keep_logs=arguments.keep_logs and Path(arguments.keep_logs),
+        max_mib=arguments.max_mib,
+        quiet=arguments.quiet or arguments.json,
+    )
+    if code and not arguments.json:
+        print(f"{words[0]} ended with code {code}; recorded all the same", file=sys.stderr)
+    _report(arguments, out, recording)
 
 
 def _report(arguments: argparse.Namespace, path: Path, recording: Recording) -> None:

@@ -1,9 +1,13 @@
 """Bytes of a lackey log to columns of references, a block of lines at a time.
 
 A reference line is `I  addr,size`, ` L addr,size`, ` S addr,size` or ` M addr,size`: three
-characters, 8 to 16 hex digits, a comma, 1 to 3 decimal digits. Every line of a block is decoded at
-once: the eight bytes before the comma are one unaligned 64-bit word, and its digits are turned into
-a number by arithmetic on the whole word. What is not such a line is handed out as text.
+characters, 8 to 16 hex digits, a comma, 1 to 3 decimal digits, not all zero. What is not such a
+line is handed out as text.
+
+There are two decoders with the same results. Where numba is installed, `scan` is a compiled loop
+over the bytes. Where it is not, numpy decodes every line of a block at once: the eight bytes before
+the comma are one unaligned 64-bit word, and its digits are turned into a number by arithmetic on
+the whole word.
 """
 
 from __future__ import annotations
@@ -11,18 +15,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from penumbra.guest.traces.compiled import Scan, scan_for
 from penumbra.guest.traces.errors import TraceError as TraceError
+from penumbra.guest.traces.scan import AT, LINES, N_STATE, OTHERS, REFERENCES
 from penumbra.hw.streams import FETCH, READ, WRITE
 
 BLOCK_BYTES = 8 << 20
 MAX_LINE_BYTES = 1 << 20
+WORTH_COMPILING_BYTES = 2 << 20
 _MARGIN = 16  # bytes before and after the text, so that wide loads stay inside the buffer
 _PREFIXES = ((b"I  ", FETCH), (b" L ", READ), (b" S ", WRITE), (b" M ", WRITE))
 _SHORTEST = len("I  01234567,1")
+_OTHERS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -34,12 +43,14 @@ class LogBlock:
         address: uint64[n], first byte of the reference.
         size: int64[n], 1 to 999.
         others: All other lines: line number from 1, references of this block before it, text.
+        n_lines: Lines of both sorts.
     """
 
     kind: npt.NDArray[np.uint8]
     address: npt.NDArray[np.uint64]
     size: npt.NDArray[np.int64]
     others: list[tuple[int, int, bytes]]
+    n_lines: int
 
 
 def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[LogBlock]:
@@ -61,15 +72,53 @@ def read_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[LogBlock
                 if len(rest) > MAX_LINE_BYTES:
                     raise TraceError(str(path), f"after line {first_line}", "not lines of text")
                 if cut:
-                    yield _decode(text[:cut], first_line)
-                    first_line += text.count(b"\n", 0, cut)
+                    scan = scan_for(cut, WORTH_COMPILING_BYTES)
+                    whole = memoryview(text)[:cut]
+                    block = (
+                        decode(whole, first_line)
+                        if scan is None
+                        else decode_by(scan, whole, first_line)
+                    )
+                    yield block
+                    first_line += block.n_lines
     except OSError as error:
         raise TraceError(str(path), "open", error.strerror or str(error)) from error
 
 
-def _decode(text: bytes, first_line: int) -> LogBlock:
+def decode_by(scan: Scan, text: bytes | memoryview, first_line: int) -> LogBlock:
+    """Decode whole lines with the byte loop, compiled or not."""
+    buffer = np.frombuffer(text, np.uint8)
+    most = len(buffer) // (_SHORTEST + 1)
+    kind, address, size = np.empty(most, np.uint8), np.empty(most, np.uint64), np.empty(most, int)
+    bounds = np.empty((_OTHERS_AT_ONCE, 4), np.int64)
+    state = np.zeros(N_STATE, np.int64)
+    others: list[tuple[int, int, bytes]] = []
+    while state[AT] < len(buffer):
+        state[OTHERS] = 0
+        scan(buffer, _DIGITS, _KIND_BY_LETTER, kind, address, size, bounds, state)
+        others += [
+            (first_line + line, before, bytes(text[start:end]))
+            for start, end, line, before in bounds[: state[OTHERS]].tolist()
+        ]
+    n = int(state[REFERENCES])
+    return LogBlock(kind[:n], address[:n], size[:n], others, int(state[LINES]))
+
+
+def _table(value_by_letter: dict[int, int], other: int, dtype: type[np.generic]) -> Any:
+    table = np.full(256, other, dtype)
+    for letter, value in value_by_letter.items():
+        table[letter] = value
+    return table
+
+
+_DIGITS = _table({ord(f"{value:x}"): value for value in range(16)}, 16, np.uint64)
+_KIND_BY_LETTER = _table({prefix.strip()[0]: kind for prefix, kind in _PREFIXES}, 255, np.uint8)
+
+
+def decode(text: bytes | memoryview, first_line: int) -> LogBlock:
+    """Decode whole lines with numpy alone."""
     pad = b" " * _MARGIN
-    buffer = np.frombuffer(pad + text + pad, np.uint8)
+    buffer = np.frombuffer(b"".join((pad, text, pad)), np.uint8)
     ends = np.flatnonzero(buffer == ord("\n"))
     starts = np.concatenate(([_MARGIN], ends[:-1] + 1))
     kinds = _kinds(buffer, starts)
@@ -83,7 +132,7 @@ def _decode(text: bytes, first_line: int) -> LogBlock:
         (first_line + line, line - rank, bytes(buffer[starts[line] : ends[line]]))
         for rank, line in enumerate(np.flatnonzero(~is_reference).tolist())
     ]
-    return LogBlock(kinds[candidate[good]], address[good], size[good], others)
+    return LogBlock(kinds[candidate[good]], address[good], size[good], others, len(ends))
 
 
 def _words(buffer: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.unsignedinteger]:

@@ -181,6 +181,8 @@ def _calls_problem(process: RecordedProcess) -> str | None:
         if not at <= call.at <= len(process.stream.runs):
             return f"call {number}, {call.name}, is out of place at run {call.at}"
         at = call.at
+        if not all(-(1 << 63) <= value < 1 << 64 for value in (*call.args, call.result)):
+            return f"call {number}, {call.name}, has a number of more than 64 bits"
         problem = _ranges_problem(call)
         if problem:
             return f"call {number}, {call.name}: {problem}"

@@ -14,16 +14,17 @@ from dataclasses import dataclass
 
 from penumbra.guest.traces.errors import TraceError
 
-_CALL = re.compile(rb"SYSCALL\[(\d+),(\d+)\]\( *(\d+)\) ?(.*)", re.DOTALL)
+_CALL = re.compile(rb"SYSCALL\[(\d{1,10}),(\d{1,10})\]\( *(\d{1,10})\) ?(.*)", re.DOTALL)
 _NAME = re.compile(rb"(?:sys_)?(\w+)(?:\[[^\]]*\])? ?\(")
-_RESULT = re.compile(rb"(?:\[[\w-]+\] )?(Success|Failure)\(0x([0-9a-f]+)")
-_VALGRIND = re.compile(rb"(==|--|\*\*)(\d+)\1 ?(.*)", re.DOTALL)
-_PARENT = re.compile(rb"Parent PID: (\d+)")
-_KILLED = re.compile(rb"Process terminating with default action of signal (\d+)")
+_RESULT = re.compile(rb"(?:\[[\w-]+\] )?(Success|Failure)\(0x([0-9a-f]{1,16})\b")
+_VALGRIND = re.compile(rb"(==|--|\*\*)(\d{1,10})\1 ?(.*)", re.DOTALL)
+_PARENT = re.compile(rb"Parent PID: (\d{1,10})\b")
+_KILLED = re.compile(rb"Process terminating with default action of signal (\d{1,3})\b")
 _VERSION = re.compile(rb"Using Valgrind-(\S+)")
-_CREATED = re.compile(rb"process \d+ created child (\d+)")
+_CREATED = re.compile(rb"process \d+ created child (\d{1,10})\b")
 _FORKS = ("fork", "vfork", "clone", "clone3")
 _ARROW = b"--> "
+_GAVE_UP = b"valgrind: "
 
 
 @dataclass
@@ -101,6 +102,10 @@ class CallReader:
             self._take_result(self.calls[-1], text)
         elif text.startswith(b" --> ") and not self.calls and not n_references:
             self.starts_at_fork = True
+        elif text.startswith(_GAVE_UP):
+            said = _shown(text.removeprefix(_GAVE_UP).strip())
+            hint = "a 32-bit program needs the package libc6-dbg:i386"
+            raise self.error(line, f"valgrind gave up: {said}; {hint}")
         elif text.strip():
             raise self.error(line, f"not a line of a lackey log: {_shown(text)}")
         return False

@@ -109,7 +109,7 @@ def test_choosing_a_scheme_takes_the_files_own_of_that_name_else_the_listed_one(
             "[workload]\n",
             (
                 "x.toml: $.workload: needs a name "
-                "(fork-storm, mmap-churn, shootdown-stress, pipeline) or a trace"
+                "(fork-storm, mmap-churn, shootdown-stress, pipeline, workers) or a trace"
             ),
         ),
         (

@@ -14,7 +14,10 @@ from penumbra.guest.traces.images import with_images
 from penumbra.guest.traces.summary import default_ram_bytes
 from penumbra.hw.streams import FETCH, WRITE, AccessStream, pack_runs
 
-SHIPPED = Path(next(iter(penumbra.guest.__path__))) / "recordings" / "pipeline.trace"
+RECORDINGS = Path(next(iter(penumbra.guest.__path__))) / "recordings"
+SHIPPED = RECORDINGS / "pipeline.trace"
+WORKERS = RECORDINGS / "workers.trace"
+STACK_TOP = 0xFF000
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,23 @@ def test_the_shipped_recording_is_a_family_that_forks_execs_maps_and_waits(
     assert default_ram_bytes(shipped) == 64 << 20
 
 
-def test_the_shipped_recording_is_small_and_holds_no_path(shipped: Recording) -> None:
-    assert SHIPPED.stat().st_size < 3 << 20
-    assert not re.search(r"(^|[\s=])/", shipped.provenance)
+@pytest.mark.shows("G9", "H2")
+def test_the_other_one_is_of_32_bits_with_its_stacks_near_4_gib() -> None:
+    workers = read_recording(WORKERS)
+    workers.check()
+    summary = info(workers)
+    assert (summary["bits"], summary["processes"]) == (32, 26)
+    assert summary["calls"]["fork"] == summary["calls"]["wait"] == 25
+    assert sum(not p.starts_at_exec for p in workers.processes) == 15
+    depths = [0]
+    for process in workers.processes[1:]:
+        depths.append(depths[process.parent] + 1)
+    assert max(depths) == 4
+    assert all(STACK_TOP - 0x4000 < int(p.stream.pages.max()) < 1 << 20 for p in workers.processes)
+    assert default_ram_bytes(workers) == 64 << 20
+
+
+@pytest.mark.parametrize("path", sorted(RECORDINGS.glob("*.trace")), ids=lambda path: path.stem)
+def test_a_shipped_recording_is_small_and_holds_no_path(path: Path) -> None:
+    assert path.stat().st_size < 3 << 20
+    assert not re.search(r"(^|[\s=])/", read_recording(path).provenance)
