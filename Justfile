@@ -56,6 +56,11 @@ mmap-churn *args: setup-demo
 shootdown-stress *args: setup-demo
     @{{ penumbra }} compare examples/shootdown_stress.toml "$@"
 
+# Run the examples of derived data and a machine inside a Starlette (asyncio) and a trio application.
+embed-examples: setup-dev
+    {{ python }} examples/embed_starlette.py
+    {{ python }} examples/embed_trio.py
+
 # Print the JSON schema of the configuration file.
 schema *args: setup-demo
     @{{ penumbra }} schema "$@"

@@ -12,7 +12,8 @@ worker drop all it has derived at its next event.
 
 Leaving the block applies what waits and ends every task; leaving it by an exception, or by
 cancellation, ends them at once. Either way the sources are free again, and readers and waiters get
-`NotRunning`. Nothing is global: fabrics, systems and machines live side by side.
+`NotRunning`. An exception that leaves the block does so in a group, as it leaves any task group.
+Nothing is global: fabrics, systems and machines live side by side.
 
 Source: A40 Figs 11-12, ¶57, 76, 126, 128.
 """
@@ -275,9 +276,9 @@ class Fabric:
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool | None:
+    ) -> None:
         try:
-            return await self._system.__aexit__(kind, error, traceback)
+            await self._system.__aexit__(kind, error, traceback)
         finally:
             self._leave()
 

@@ -31,8 +31,8 @@ class Absent(Enum):
         return False
 
 
-ABSENT: Final = Absent.ABSENT
 AbsentType = Literal[Absent.ABSENT]
+ABSENT: Final[AbsentType] = Absent.ABSENT
 
 
 class Change(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ has derived instead (a flush). The steps of a write are those of a producer, P1-
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, overload
 
 from .errors import NotRunning
 from .reading import ABSENT, AbsentType, Change, current_reading
@@ -46,6 +46,18 @@ class Entry:
         self.version = version
         self.value: Any = ABSENT
         self.told = 0
+
+
+class MakeView(Protocol):
+    """What `Source.view` gives to be put before a derivation."""
+
+    def __call__(self, derive: Callable[[VK], Awaitable[V]], /) -> View[VK, V]: ...
+
+
+class MakePatchedView(Protocol[V]):
+    """The same, where the derived values must be of the type that `apply` takes."""
+
+    def __call__(self, derive: Callable[[VK], Awaitable[V]], /) -> View[VK, V]: ...
 
 
 class Source(Generic[K, P]):
@@ -216,21 +228,30 @@ class Source(Generic[K, P]):
 
     # Views.
 
+    @overload
+    def view(self, *, limit: int | None = ..., attempts: int = ...) -> MakeView: ...
+    @overload
     def view(
         self,
         *,
-        apply: Callable[[V, Change], V | AbsentType] | None = None,
+        apply: Callable[[V, Change], V | AbsentType],
+        limit: int | None = ...,
+        attempts: int = ...,
+    ) -> MakePatchedView[V]: ...
+    def view(
+        self,
+        *,
+        apply: Callable[[Any, Change], Any] | None = None,
         limit: int | None = None,
         attempts: int = DEFAULT_ATTEMPTS,
-    ) -> Callable[[Callable[[VK], Awaitable[V]]], View[VK, V]]:
+    ) -> Any:
         """Make a derivation, `async def f(key)`, a view: each worker keeps what it has derived.
 
         A derivation reads sources of one fabric, and other views; it must not write them.
 
         Args:
-            apply: Bring a derived value up to date with one change, at once and without the
-                derivation: the new value, or ABSENT to have it derived again when it is read.
-                None: always derive again.
+            apply: `apply(value, change)` returns a derived value brought up to date with one
+                change, or ABSENT to have it derived again when it is read. By default it always is.
             limit: How many values each worker keeps; the one not read for longest goes first.
             attempts: How often a read derives anew when changes overtake it.
         """
@@ -238,7 +259,7 @@ class Source(Generic[K, P]):
         def make(derive: Callable[[VK], Awaitable[V]]) -> View[VK, V]:
             if self.fabric is not None:
                 raise RuntimeError(f"source {self.name!r} is in a running fabric already")
-            view = View(self, derive, apply, limit, attempts)
+            view: View[VK, V] = View(self, derive, apply, limit, attempts)
             self.views.append(view)
             return view
 

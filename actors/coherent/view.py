@@ -112,7 +112,7 @@ class Derived(Generic[V]):
     def needs(self, other: Derived[Any]) -> bool:
         """Say whether it waits for another one, directly or through others."""
         seen: set[int] = set()
-        rest = [self]
+        rest: list[Derived[Any]] = [self]
         while rest:
             derived = rest.pop()
             if derived is other:
