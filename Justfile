@@ -62,15 +62,20 @@ shootdown-stress *args: setup-demo
 
 # Compare schemes on many processes with many page tables, switched all the time.
 process-switcher *args: setup-demo
-    {{ penumbra }} compare examples/process_switcher.toml "$@"
+    @{{ penumbra }} compare examples/process_switcher.toml "$@"
 
 # Compare schemes on processes that share a pool of buffers and write them back.
 buffer-pool *args: setup-demo
-    {{ penumbra }} compare examples/buffer_pool.toml "$@"
+    @{{ penumbra }} compare examples/buffer_pool.toml "$@"
 
 # Compare schemes on processes that use several times the memory there is, paged to a virtual disk.
 swap-thrash *args: setup-demo
-    {{ penumbra }} compare examples/swap_thrash.toml "$@"
+    @{{ penumbra }} compare examples/swap_thrash.toml "$@"
+
+# Run the examples of derived data and a machine inside a Starlette (asyncio) and a trio application.
+embed-examples: setup-dev
+    {{ python }} examples/embed_starlette.py
+    {{ python }} examples/embed_trio.py
 
 # Print the JSON schema of the configuration file.
 schema *args: setup-demo
