@@ -1,6 +1,6 @@
 """Imports point down the floors, and rooms that must not wait do not: read from the syntax trees.
 
-Floors, top down: console; lab; machine; vmm | guest | coherent;
+Floors, top down: console; lab; machine; vmm | guest | coherent, processes;
 hw | core | check | observe | runtime. An import counts wherever it stands: in a
 function and under TYPE_CHECKING too.
 """
@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "guest": {"hw"},
     "vmm": BOTTOM,
     "coherent": {"core", "runtime"},
+    "processes": {"core", "runtime"},
     "machine": BELOW_MACHINE,
     "lab": BELOW_MACHINE | {"machine"},
     "console": BELOW_CONSOLE,
@@ -49,6 +50,7 @@ LOOPS_ALLOWED: dict[str, set[str]] = {
     "runtime": {"anyio"},
     "machine": {"anyio"},
     "coherent": {"anyio"},
+    "processes": {"anyio"},
     "lab": EVENT_LOOPS,
     "console": EVENT_LOOPS,
     "pytest_plugin": EVENT_LOOPS,

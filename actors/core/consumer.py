@@ -220,6 +220,11 @@ class Consumer:
         )
 
     @property
+    def is_rung(self) -> bool:
+        """True when a producer has told something since the last event; counter bells only."""
+        return [self._words[at] for at in self._bells] != self._seen_bells
+
+    @property
     def postponed(self) -> tuple[tuple[int, int], ...]:
         """The keys in the private store, oldest first."""
         return tuple(self._store)
