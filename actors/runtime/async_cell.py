@@ -28,6 +28,7 @@ class AsyncCell(Cell[M, R]):
 
     queued_only = True
     resumes_when: Callable[[], bool] | None = None
+    _is_struck = False  # its handler is to be cancelled
     _handling: anyio.CancelScope | None = None
     _returned: anyio.Event | None = None
 
@@ -52,13 +53,21 @@ class AsyncCell(Cell[M, R]):
     @property
     def ready(self) -> bool:
         if self.state is _SERVING:
-            return self.resumes_when is not None and self.resumes_when()
+            return self._is_struck or (self.resumes_when is not None and self.resumes_when())
         return super().ready
 
     @property
     def needs_grant(self) -> bool:
         """True if the next step is one of its handler, to be made by its own task."""
         return self.state is _SERVING or self.has_mail
+
+    def granted(self) -> None:
+        """Go on, now that the conductor has chosen this handler."""
+        if self._is_struck and self._handling is not None:
+            self._handling.cancel()
+        else:
+            self.nudge()
+            self.box.rouse()
 
     async def _serve_own(self) -> None:
         await self.box.wait()
@@ -79,7 +88,7 @@ class AsyncCell(Cell[M, R]):
             with anyio.CancelScope() as self._handling:
                 await self._handle(item)
         finally:
-            self._handling = None
+            self._handling, self._is_struck = None, False
             self._return()
             if self._returned is not None:
                 self._returned.set()
@@ -116,7 +125,9 @@ class AsyncCell(Cell[M, R]):
         self._report_undelivered(item, "interrupted", error)
 
     def _interrupt(self) -> None:
-        if self._handling is not None:
+        if self.setting.conduct is not None:
+            self._is_struck = True  # when it ends is the conductor's choice, too
+        elif self._handling is not None:
             self._handling.cancel()
 
     async def wait_returned(self) -> None:

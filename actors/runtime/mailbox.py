@@ -21,7 +21,7 @@ import msgspec
 from .box import FULL, Box, KeyedBox, MailboxStatistics, Outcome
 from .codec import Codec
 from .overflow import WAIT, Coalesce, Overflow
-from .waits import current
+from .waits import WaitRecord, current
 
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -157,6 +157,10 @@ class Mailbox(Door[M]):
     def close(self) -> None:
         """Take no more messages; those queued can still be drained. Parked senders get `Closed`."""
         self._box.close()
+
+    def waits(self) -> tuple[WaitRecord, ...]:
+        """Return who waits for room here; served by the actor that drained it last, if one did."""
+        return tuple(wait.record() for wait in self._box.waits)
 
     def statistics(self) -> MailboxStatistics:
         return self._box.statistics()

@@ -260,8 +260,7 @@ class ActorSystem:
             cell = self._cells[self._conductor.next(ready)]
             if isinstance(cell, AsyncCell) and cell.needs_grant:
                 self._granted.add(cell)
-                cell.nudge()
-                cell.box.rouse()
+                cell.granted()
                 return False
             cell.step_nowait()
         else:
