@@ -14,15 +14,17 @@ wait, and a sender that is cancelled while parked has not sent.
 
 from __future__ import annotations
 
+import enum
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 import anyio
 import anyio.lowlevel
 
-from .errors import Closed
+from .errors import Closed, Deadlock
+from .waits import ROOM, Channel, Wait
 
 T = TypeVar("T")
 
@@ -31,11 +33,12 @@ T = TypeVar("T")
 class MailboxStatistics:
     """What has gone through a box so far; counts are over both lanes.
 
-    Invariant: `offered == accepted + refused + parked` and `accepted == delivered + depth`.
+    Invariant: each message is in exactly one place, `offered == delivered + coalesced + shot_down +
+    reported + depth + parked`; and `accepted == delivered + undelivered + depth`.
 
     Attributes:
         offered: Messages that senders brought, whatever became of them.
-        accepted: Messages that entered the box.
+        accepted: Messages that entered the box, as entries of their own.
         delivered: Messages that the consumer took.
         refused: Offered while full or closed, or withdrawn by a cancelled sender.
         control: The part of `accepted` that came by the control lane.
@@ -43,6 +46,9 @@ class MailboxStatistics:
         peak_depth: The largest `depth` so far.
         wakes: How often a waiting consumer was woken.
         parked: Senders waiting for room now.
+        coalesced: Messages superseded, while queued, by a later one of the same key.
+        shot_down: Messages that found the box full and were served on their sender's stack.
+        undelivered: Accepted messages that will never be served: each was reported.
     """
 
     offered: int
@@ -54,6 +60,43 @@ class MailboxStatistics:
     peak_depth: int
     wakes: int
     parked: int
+    coalesced: int = 0
+    shot_down: int = 0
+    undelivered: int = 0
+
+    @property
+    def reported(self) -> int:
+        """Messages not served, of which somebody was told: their sender, or the system."""
+        return self.refused + self.undelivered
+
+    def check(self) -> None:
+        """Assert that every message is in exactly one place."""
+        gone = self.delivered + self.coalesced + self.shot_down + self.reported
+        assert self.offered == gone + self.depth + self.parked
+        assert self.accepted == self.delivered + self.undelivered + self.depth
+        assert min(self.delivered, self.refused, self.undelivered, self.coalesced) >= 0
+
+
+class Outcome(enum.Enum):
+    """What became of an offer; false only if nothing did."""
+
+    ACCEPTED = "accepted"
+    COALESCED = "coalesced"
+    SHOT_DOWN = "shot down"
+    FULL = "full"
+
+    def __bool__(self) -> bool:
+        return self is not Outcome.FULL
+
+
+# As globals: looking a member up on its enum costs more than the comparison itself.
+ACCEPTED: Final = Outcome.ACCEPTED
+COALESCED: Final = Outcome.COALESCED
+SHOT_DOWN: Final = Outcome.SHOT_DOWN
+FULL: Final = Outcome.FULL
+
+Settle: TypeAlias = Callable[[Callable[[], bool]], Awaitable[None]]
+"""What a sender awaits before it waits, under a conductor: given whether it still has to."""
 
 
 class _Parked(Generic[T]):
@@ -68,14 +111,14 @@ class _Parked(Generic[T]):
         self.taken = False
 
 
-class Box(Generic[T]):
+class Box(Channel, Generic[T]):
     """Queue items for one consumer; refuse to grow beyond `bound` in either lane.
 
     Invariant: senders are parked only while the user lane is full, or while being cancelled; a
     closed box has none parked.
 
     Args:
-        settle: What a sender awaits before it waits, in place of a bare checkpoint.
+        settle: What a sender awaits before it waits, in place of a bare checkpoint; see `Settle`.
 
     Attributes (to be read only, from outside, except by `Door.send`):
         items: The user lane: the same list for the life of the box.
@@ -87,14 +130,13 @@ class Box(Generic[T]):
             what was taken since the loop last turned; 0 once closed. So one comparison tests for
             full, closed, and a checkpoint that is due.
         wake: What the consumer waits on, if it waits.
+        spill: What to try with an item that finds the box full; None: nothing. May return FULL.
     """
 
-    def __init__(
-        self, name: str, bound: int, settle: Callable[[], Awaitable[None]] | None = None
-    ) -> None:
+    def __init__(self, name: str, bound: int, settle: Settle | None = None) -> None:
         if bound < 1:
             raise ValueError(f"bound of {name!r} is {bound}, must be at least 1")
-        self.name = name
+        super().__init__(name)
         self.items: list[T] = []
         self.control: list[T] = []
         self.bound = bound
@@ -103,37 +145,45 @@ class Box(Generic[T]):
         self.closed = False
         self._parked: deque[_Parked[T]] = deque()
         self.wake: anyio.Event | None = None
+        self.spill: Callable[[T], Outcome] | None = None
         # `accepted` and `offered` follow from these, so accepting counts nothing.
         self.delivered = 0
         self._refused = 0
+        self._undelivered = 0
+        self._coalesced = 0
+        self._shot_down = 0
         self._n_control = 0
         self._peak = 0
         self._wakes = 0
 
     # The senders' side.
 
-    def put_nowait(self, item: T) -> bool:
-        """Queue the item, or return False when the box is full, having done and counted nothing.
+    def put_nowait(self, item: T) -> Outcome:
+        """Queue the item, or return FULL, having done and counted nothing.
 
         Raises:
             Closed: Nothing was queued; counted as refused.
         """
         if len(self.items) >= self.room and self._is_full():
-            return False
+            return FULL
         self.items.append(item)
         if self.wake is not None:
             self.rouse()
-        return True
+        return ACCEPTED
 
-    def put_control_nowait(self, item: T) -> bool:
-        """As `put_nowait`, by the control lane, whose room does not depend on the user lane's."""
+    def put_control_nowait(self, item: T, *, beyond_bound: bool = False) -> Outcome:
+        """As `put_nowait`, by the control lane, whose room does not depend on the user lane's.
+
+        Args:
+            beyond_bound: For what must not be refused and is bounded otherwise: notices of death.
+        """
         self._refuse_if_closed()
-        if len(self.control) >= self.bound:
-            return False
+        if len(self.control) >= self.bound and not beyond_bound:
+            return FULL
         self.control.append(item)
         self._n_control += 1
         self.rouse()
-        return True
+        return ACCEPTED
 
     async def put(self, item: T) -> None:
         """Queue the item after a checkpoint, parking while the box is full.
@@ -143,11 +193,12 @@ class Box(Generic[T]):
 
         Raises:
             Closed: The box was closed before there was room; nothing was queued.
+            Deadlock: There would never be room; nothing was queued.
         """
         self._refuse_if_closed()
         try:
             if self._settle is not None:
-                await self._settle()
+                await self._settle_for_room(self._settle)
             else:
                 await anyio.lowlevel.checkpoint()
                 if len(self.items) >= self.bound:
@@ -158,21 +209,41 @@ class Box(Generic[T]):
             self._refused += 1
             raise
         self._loop_turned()
-        if not self.put_nowait(item):
+        if self.put_nowait(item) is FULL and (self.spill is None or self.spill(item) is FULL):
             await self._park(item)
+
+    async def _settle_for_room(self, settle: Settle) -> None:
+        if self._has_room():
+            return await settle(self._has_room)
+        wait = Wait(self, ROOM, "")
+        wait.begin()
+        try:
+            return await settle(self._has_room)
+        finally:
+            wait.end()
 
     async def _park(self, item: T) -> None:
         parked = _Parked(item)
+        wait = Wait(self, ROOM, parked.task.name or "")
+        try:
+            wait.begin()
+        except Deadlock:
+            self._refused += 1
+            raise
         self._parked.append(parked)
         try:
             await parked.answered.wait()
         finally:
+            wait.end()
             if not parked.answered.is_set():
                 self._parked.remove(parked)
                 self._refused += 1
         self._loop_turned()
         if not parked.taken:
             raise Closed(self.name)
+
+    def _has_room(self) -> bool:
+        return self.closed or len(self.items) < self.bound
 
     def _is_full(self) -> bool:
         self._refuse_if_closed()
@@ -189,6 +260,10 @@ class Box(Generic[T]):
     def refuse(self) -> None:
         """Count an offer that found the box full."""
         self._refused += 1
+
+    def count_shot_down(self) -> None:
+        """Count a message that found the box full and is served on its sender's stack."""
+        self._shot_down += 1
 
     # The consumer's side.
 
@@ -249,6 +324,18 @@ class Box(Generic[T]):
         self.delivered -= len(rest)
         self.items[:0] = rest
 
+    def withdraw(self, unwanted: Callable[[T], bool]) -> list[T]:
+        """Take out, as undelivered, what will never be served; the caller reports each."""
+        self._note_peak()
+        gone: list[T] = []
+        for lane in (self.control, self.items):
+            gone += filter(unwanted, lane)
+            lane[:] = [item for item in lane if not unwanted(item)]
+        self._undelivered += len(gone)
+        if gone and self._parked:
+            self._admit()
+        return gone
+
     def close(self) -> None:
         """Take no more; parked senders are refused, what is queued can still be taken."""
         self.closed = True
@@ -261,14 +348,19 @@ class Box(Generic[T]):
     # Both.
 
     @property
+    def n_parked(self) -> int:
+        return len(self._parked)
+
+    @property
     def depth(self) -> int:
         return len(self.items) + len(self.control)
 
     def statistics(self) -> MailboxStatistics:
         self._note_peak()
-        accepted = self.delivered + self.depth
+        accepted = self.delivered + self._undelivered + self.depth
+        superseded = self._coalesced + self._shot_down
         return MailboxStatistics(
-            offered=accepted + self._refused + len(self._parked),
+            offered=accepted + superseded + self._refused + len(self._parked),
             accepted=accepted,
             delivered=self.delivered,
             refused=self._refused,
@@ -277,9 +369,13 @@ class Box(Generic[T]):
             peak_depth=self._peak,
             wakes=self._wakes,
             parked=len(self._parked),
+            coalesced=self._coalesced,
+            shot_down=self._shot_down,
+            undelivered=self._undelivered,
         )
 
     def check(self) -> None:
+        self.statistics().check()
         assert not (self.closed and self._parked)
         for parked in self._parked:
             assert not parked.answered.is_set()
@@ -295,12 +391,109 @@ class Box(Generic[T]):
             # what its caller is about to learn was not sent.
             if not parked.task.has_pending_cancellation():
                 self._parked.remove(parked)
-                self.items.append(parked.item)
+                self._queue(parked.item)
                 parked.taken = True
                 parked.answered.set()
+
+    def _queue(self, item: T) -> None:
+        self.items.append(item)
 
     def _note_peak(self) -> None:
         # The lanes shrink only where they are taken from, and all those places come by here first.
         depth = len(self.items) + len(self.control)
         if depth > self._peak:
             self._peak = depth
+
+
+class KeyedBox(Box[T]):
+    """A box in which an item takes the place of a queued one with the same key.
+
+    Invariant: `_places` holds, by key, the number of an entry after the last fence; the entry is
+    queued if its number is not below `_n_left`, then at that distance from the front.
+
+    Args:
+        key: None: the item has no key and is a fence.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        bound: int,
+        key: Callable[[T], Hashable | None],
+        settle: Settle | None = None,
+    ) -> None:
+        super().__init__(name, bound, settle)
+        self._key = key
+        self._places: dict[Hashable, int] = {}
+        self._n_left = 0  # how many entries have left the user lane by its front
+        self._n_since_turn = 0
+        self.room = 0  # nobody takes the fast path past the keys
+
+    def put_nowait(self, item: T) -> Outcome:
+        self._refuse_if_closed()
+        key = self._key(item)
+        if key is not None:
+            place = self._places.get(key, -1) - self._n_left
+            if place >= 0:
+                self.items[place] = item
+                self._coalesced += 1
+                return COALESCED
+        if len(self.items) >= self.bound:
+            return FULL
+        self._append(item, key)
+        if self.wake is not None:
+            self.rouse()
+        return ACCEPTED
+
+    async def put(self, item: T) -> None:
+        """As `Box.put`, but with a checkpoint once per `bound` calls only."""
+        if self._n_since_turn < self.bound and self.put_nowait(item) is not FULL:
+            self._n_since_turn += 1
+        else:
+            await super().put(item)
+
+    def take_all(self) -> list[T]:
+        self._places.clear()
+        self._n_left += len(self.items)
+        return super().take_all()
+
+    def take_one(self) -> T:
+        if not self.control:
+            self._n_left += 1
+        return super().take_one()
+
+    def hand_back(self, rest: list[T]) -> None:
+        self._n_left -= len(rest)
+        super().hand_back(rest)
+
+    def withdraw(self, unwanted: Callable[[T], bool]) -> list[T]:
+        self._places.clear()  # the places are no longer what they were
+        return super().withdraw(unwanted)
+
+    def check(self) -> None:
+        super().check()
+        for key, number in self._places.items():
+            place = number - self._n_left
+            assert place < len(self.items)
+            assert place < 0 or self._key(self.items[place]) == key
+
+    def _queue(self, item: T) -> None:
+        # A sender that waited: meanwhile somebody else may have queued something of its key.
+        key = self._key(item)
+        place = -1 if key is None else self._places.get(key, -1) - self._n_left
+        if place >= 0:
+            self.items[place] = item
+            self._coalesced += 1
+        else:
+            self._append(item, key)
+
+    def _append(self, item: T, key: Hashable | None) -> None:
+        if key is None:
+            self._places.clear()
+        else:
+            self._places[key] = self._n_left + len(self.items)
+        self.items.append(item)
+
+    def _loop_turned(self) -> None:
+        self.room = 0
+        self._n_since_turn = 0

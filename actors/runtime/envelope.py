@@ -7,6 +7,8 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import anyio
 
+from .waits import current
+
 M = TypeVar("M")
 
 Observer: TypeAlias = Callable[[int, str, str, bytes], None]
@@ -37,6 +39,9 @@ class Answer:
             self._event = anyio.Event()
             await self._event.wait()
         return self.take()
+
+    def is_given(self) -> bool:
+        return self._given
 
     def take(self) -> Any:
         assert self._given
@@ -69,7 +74,8 @@ class Envelope(Generic[M]):
 class Tracer:
     """Number what an observer is told, and know whose handler is running.
 
-    Handlers do not wait, so one name says it: that of the innermost handler on the stack.
+    Handlers on the stack do not wait, so one name says it: that of the innermost. Async handlers
+    have a task of their own each, which knows its name.
     """
 
     __slots__ = ("_observer", "_seq", "running")
@@ -78,6 +84,14 @@ class Tracer:
         self._observer = observer
         self._seq = 0
         self.running = ""
+
+    @property
+    def sender(self) -> str:
+        """Name of the actor that acts now; "" outside all actors."""
+        if self.running:
+            return self.running
+        party = current.get()
+        return "" if party is None else party.actor
 
     def record(self, sender: str, receiver: str, encoded: bytes) -> None:
         self._observer(self._seq, sender, receiver, encoded)

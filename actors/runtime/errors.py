@@ -51,6 +51,34 @@ class HandlerFailed(ActorError):
         super().__init__(f"a handler of {actor!r} failed: {cause}")
 
 
+class Restarting(ActorError):
+    """`actor` is between a failure and its restart; this question was not served. Ask it again."""
+
+    def __init__(self, actor: str) -> None:
+        self.actor = actor
+        super().__init__(f"{actor!r} is restarting: the question was not served")
+
+
+class MustQueue(ActorError):
+    """`actor` has async handlers: it is asked by `await ask()`, never on the caller's stack."""
+
+    def __init__(self, actor: str) -> None:
+        self.actor = actor
+        super().__init__(f"{actor!r} has async handlers: await ask() instead of ask_nowait()")
+
+
+class Deadlock(ActorError):
+    """A wait was refused, as it would have closed a cycle of waits that never ends.
+
+    `cycle` names the waits, from the refused one on: who, "room at" or "a reply of", and where.
+    """
+
+    def __init__(self, cycle: tuple[tuple[str, str, str], ...]) -> None:
+        self.cycle = cycle
+        waits = ", ".join(f"{who} waits for {what} {where!r}" for who, what, where in cycle)
+        super().__init__(f"deadlock: {waits}")
+
+
 class AskTimeout(ActorError, TimeoutError):
     """`actor` did not answer in time. It is not interrupted: it may still serve the question."""
 

@@ -13,32 +13,19 @@ A full mailbox is a value, not an error: what to do about it is for the sender t
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from .box import Box, MailboxStatistics
+from .box import FULL, Box, KeyedBox, MailboxStatistics, Outcome
 from .codec import Codec
+from .overflow import WAIT, Coalesce, Overflow
+from .waits import WaitRecord, current
 
 M = TypeVar("M", bound=msgspec.Struct)
 
 DEFAULT_BOUND: Final = 64
-
-
-class Outcome(enum.Enum):
-    """What became of an offer; true only if it was accepted."""
-
-    ACCEPTED = "accepted"
-    FULL = "full"
-
-    def __bool__(self) -> bool:
-        return self is Outcome.ACCEPTED
-
-
-ACCEPTED: Final = Outcome.ACCEPTED
-FULL: Final = Outcome.FULL
 
 
 class Door(Generic[M]):
@@ -69,21 +56,23 @@ class Door(Generic[M]):
     def offer(self, message: M) -> Outcome:
         """Queue a copy of the message if there is room. Never waits.
 
+        Returns:
+            What became of it, by the receiver's overflow policy; FULL: nothing, it was not taken.
+
         Raises:
             NotAccepted: The message is not of the declared type.
             Closed: The mailbox takes no more.
         """
-        if self._put(self._seal(message)):
-            return ACCEPTED
-        self._box.refuse()
-        return FULL
+        sealed = self._seal(message)
+        outcome = self._put(sealed)
+        return outcome if outcome is not FULL else self._overflow(sealed)
 
     def offer_control(self, message: M) -> Outcome:
         """Queue a copy of the message ahead of all user messages, however many there are."""
-        if self._box.put_control_nowait(self._seal(message)):
-            return ACCEPTED
-        self._box.refuse()
-        return FULL
+        outcome = self._box.put_control_nowait(self._seal(message))
+        if outcome is FULL:
+            self._box.refuse()
+        return outcome
 
     async def send(self, message: M) -> None:
         """Queue a copy of the message as it is now, waiting while the mailbox is full.
@@ -103,6 +92,14 @@ class Door(Generic[M]):
         else:
             await box.put(sealed)
 
+    def _overflow(self, sealed: object) -> Outcome:
+        """Say what becomes of a message offered to a full box."""
+        spill = self._box.spill
+        outcome = FULL if spill is None else spill(sealed)
+        if outcome is FULL:
+            self._box.refuse()
+        return outcome
+
     def check(self) -> None:
         self._box.check()
 
@@ -114,12 +111,25 @@ class Mailbox(Door[M]):
         accepts: The type of the messages: a Struct class, or a union of tagged ones.
         bound: How many messages each lane holds at most.
         name: Who is meant, in errors.
+        overflow: `WAIT`, or a `Coalesce` that waits: a mailbox has no handler to shoot down to.
     """
 
     __slots__ = ()
 
-    def __init__(self, accepts: Any, *, bound: int = DEFAULT_BOUND, name: str = "mailbox") -> None:
-        super().__init__(Box[M](name, bound), Codec[M](accepts).seal)
+    def __init__(
+        self,
+        accepts: Any,
+        *,
+        bound: int = DEFAULT_BOUND,
+        name: str = "mailbox",
+        overflow: Overflow = WAIT,
+    ) -> None:
+        if (overflow.full if isinstance(overflow, Coalesce) else overflow) is not WAIT:
+            raise ValueError(f"{name!r} cannot shoot down: a mailbox has no handler, an actor has")
+        box = Box[M](name, bound)
+        if isinstance(overflow, Coalesce):
+            box = KeyedBox[M](name, bound, overflow.key)
+        super().__init__(box, Codec[M](accepts).seal)
 
     async def drain(self) -> list[M]:
         """Take all there is, control messages first, waiting while there is nothing.
@@ -132,6 +142,7 @@ class Mailbox(Door[M]):
         Raises:
             anyio.BusyResourceError: Another task is waiting here.
         """
+        self._box.served_by = current.get()
         await self._box.wait()
         while not (batch := self.drain_nowait()) and not self._box.closed:
             await self._box.wait()
@@ -146,6 +157,10 @@ class Mailbox(Door[M]):
     def close(self) -> None:
         """Take no more messages; those queued can still be drained. Parked senders get `Closed`."""
         self._box.close()
+
+    def waits(self) -> tuple[WaitRecord, ...]:
+        """Return who waits for room here; served by the actor that drained it last, if one did."""
+        return tuple(wait.record() for wait in self._box.waits)
 
     def statistics(self) -> MailboxStatistics:
         return self._box.statistics()

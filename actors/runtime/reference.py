@@ -12,16 +12,23 @@ same; one never knows from inside the handler which it was:
 
 from __future__ import annotations
 
-from typing import Generic, cast
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
+import msgspec
 
 from .actor import M, R
+from .box import FULL
 from .cell import ActorState, ActorStatistics, Cell
 from .envelope import Answer, Envelope
 from .errors import AskTimeout
 from .mailbox import Door
+from .reports import Ended
+from .waits import REPLY, Wait
+
+W = TypeVar("W", bound=msgspec.Struct)
 
 
 class ActorRef(Door[M], Generic[M, R]):
@@ -49,6 +56,8 @@ class ActorRef(Door[M], Generic[M, R]):
             Reentered: The actor is on the stack already; nothing was served.
             HandlerFailed: A handler raised, in serving this message or one queued before it.
             Closed: The actor has ended, or is about to.
+            Restarting: The actor is being restarted; this message was not served.
+            MustQueue: The actor is an `AsyncActor`.
         """
         return self._cell.ask_nowait(message)
 
@@ -66,10 +75,12 @@ class ActorRef(Door[M], Generic[M, R]):
 
         Raises:
             AskTimeout: There was no reply in time.
+            Restarting: The actor failed before it came to this question, and is restarted.
+            Deadlock: The reply would never come, as the actor waits for the asking one.
             NotAccepted, Reentered, HandlerFailed, Closed: As `ask_nowait`.
         """
         cell = self._cell
-        if not inline or cell.box.items or cell.box.control or cell.settle is not None:
+        if not inline or cell.box.items or cell.box.control or cell.by_queue:
             return await self._ask_queued(message, within)
         self._unyielded += 1
         if self._unyielded > cell.box.bound:
@@ -80,7 +91,7 @@ class ActorRef(Door[M], Generic[M, R]):
 
     async def _ask_queued(self, message: M, within: float | None) -> R:
         cell, answer = self._cell, Answer()
-        if cell.state is not ActorState.IDLE:
+        if not cell.takes_questions:
             raise cell.refusal()
         envelope = cell.envelope(message, answer)
         if within is None:  # a scope costs as much as a turn of the loop
@@ -91,11 +102,40 @@ class ActorRef(Door[M], Generic[M, R]):
 
     async def _wait_for(self, envelope: Envelope[M], answer: Answer) -> R:
         box, settle = self._cell.box, self._cell.settle
-        if not box.put_nowait(envelope):
-            await box.put(envelope)
-        if settle is not None:
-            await settle()
-        return cast(R, await answer.wait())
+        wait = Wait(box, REPLY, "")
+        wait.begin()
+        try:
+            if box.put_nowait(envelope) is FULL:
+                await box.put(envelope)
+            if settle is not None:
+                await settle(answer.is_given)
+            return cast(R, await answer.wait())
+        finally:
+            wait.end()
+
+    def watch(self, watcher: ActorRef[W, Any], notice: Callable[[Ended], W]) -> None:
+        """Have a message sent to another actor, by its control lane, when this one has ended.
+
+        It is sent at once if this one has ended already; it takes no room from other control
+        messages, and is dropped if the watcher has ended or is about to. A restart is no end.
+
+        Args:
+            notice: Makes the message.
+        """
+
+        def tell(end: Ended) -> None:
+            if not watcher.closed:
+                watcher._box.put_control_nowait(watcher._seal(notice(end)), beyond_bound=True)
+
+        self._cell.on_end(tell)
+
+    async def wait_ended(self) -> Ended:
+        """Pass a checkpoint; wait until the actor has ended, return why."""
+        has_ended = anyio.Event()
+        self._cell.on_end(lambda _end: has_ended.set())
+        await has_ended.wait()
+        assert self._cell.ended is not None
+        return self._cell.ended
 
     def close(self) -> None:
         """Take no more messages and no more asks; serve what is queued, then end the task."""

@@ -19,11 +19,14 @@ from penumbra.actors.runtime import (
     ActorSystem,
     AskTimeout,
     Closed,
+    Ended,
     HandlerFailed,
     MailboxStatistics,
     NotAccepted,
     Outcome,
     Reentered,
+    Report,
+    Undelivered,
 )
 
 pytestmark = pytest.mark.anyio
@@ -341,16 +344,22 @@ async def test_a_failure_is_not_lost_where_its_caller_fails_first(
 
 
 @pytest.mark.shows("K4")
-async def test_what_a_failed_actor_did_not_serve_is_still_in_its_box(ends_with: EndsWith) -> None:
-    ledger = Ledger()
+async def test_what_a_failed_actor_did_not_serve_is_reported(ends_with: EndsWith) -> None:
+    ledger, reports = Ledger(), list[Report]()
     with ends_with("ZeroDivisionError"):
-        async with ActorSystem("s") as system:
-            ref = system.spawn(ledger)
+        async with ActorSystem("s", listener=reports.append) as system:
+            ref = system.spawn(ledger, "ledger")
             for message in (Add(1), Break(), Add(2), Add(3)):
                 ref.offer(message)
             await anyio.sleep_forever()
     seen = ref.statistics().mailbox
-    assert (ledger.history, seen.delivered, seen.depth, seen.accepted) == ([1], 2, 2, 4)
+    assert (ledger.history, seen.delivered, seen.undelivered, seen.accepted) == ([1], 2, 2, 4)
+    seen.check()
+    assert reports == [
+        Undelivered("ledger", Add(2), "failed", asked=False),
+        Undelivered("ledger", Add(3), "failed", asked=False),
+        Ended("ledger", "failed", "ZeroDivisionError: cannot go on", 2),
+    ]
 
 
 async def test_a_reply_of_another_type_is_the_actors_failure(ends_with: EndsWith) -> None:
