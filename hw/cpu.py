@@ -128,13 +128,25 @@ class PhysicalCpu:
         reg = self.reg
         reg[k.R_WP], reg[k.R_PSE], reg[k.R_PGE] = wp, pse, pge
         reg[k.R_NXE], reg[k.R_PG] = nxe, pg
+        self._tag()
 
     def load_root(self, root: int) -> None:
         """MOV CR3: bits outside the root's frame are ignored; global entries stay under CR4.PGE."""
         root &= self.spec.frame_mask
         self.reg[k.R_ROOT] = root
-        self.reg[k.R_TAG] = ((root >> PAGE_SHIFT) & 0x7FFFFF) << k.TAG_SHIFT
+        self._tag()
         self._flush(self._tlb_arg, 1 if self.reg[k.R_PGE] else 0)
+
+    def _tag(self) -> None:
+        """Tag entries by root, and by CR4.PSE where it decides what an entry says.
+
+        Siblings with one TLB may use each other's entries only if they would walk alike.
+        """
+        reg = self.reg
+        tag = (reg[k.R_ROOT] >> PAGE_SHIFT) & 0x7FFFFF
+        if self.spec.large_needs_pse and reg[k.R_PSE]:
+            tag |= 1 << 22  # above any root of a format with 32-bit entries
+        reg[k.R_TAG] = tag << k.TAG_SHIFT
 
     def flush_all(self) -> None:
         """Drop every translation, global ones included."""

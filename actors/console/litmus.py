@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 
 from penumbra.actors.console.errors import COMMAND_LINE, UsageError
+from penumbra.actors.console.execute import engine_chosen
 from penumbra.actors.console.printing import print_json
 from penumbra.actors.console.tables import Grid, Paper, count
 from penumbra.actors.lab.litmus import Finding, LitmusRunner, Plan, Schedule
@@ -31,8 +32,8 @@ def litmus(arguments: argparse.Namespace) -> int:
     except LitmusError as error:
         raise UsageError(error.file, error.place, error.cause) from None
     # These machines live for some ten operations: a compiled engine would not earn its start.
-    os.environ.setdefault(ENGINE_VARIABLE, "plain")
-    findings = anyio.run(_explore, tests, schemes, plan, backend="asyncio")
+    with engine_chosen(None if os.environ.get(ENGINE_VARIABLE) else "plain"):
+        findings = anyio.run(_explore, tests, schemes, plan, backend="asyncio")
     if arguments.json:
         print_json(_document(arguments.file, plan, findings))
     else:

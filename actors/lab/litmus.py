@@ -17,7 +17,7 @@ from penumbra.actors.check import Oracle
 from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.machine import Machine
 from penumbra.actors.machine.observer import Taps
-from penumbra.actors.runtime import Candidate, Chooser, Listed, SeededDraw
+from penumbra.actors.runtime import Candidate, Chooser, Listed, ScheduleMismatch, SeededDraw
 from penumbra.actors.runtime import Orders as AllOrders
 from penumbra.actors.vmm.schemes import Scheme
 from penumbra.guest.litmus import Interleaving, LitmusGuest, LitmusTest, Outcome, image_of
@@ -178,6 +178,13 @@ class LitmusRunner:
         Raises:
             ScheduleMismatch: The test has no such order.
         """
+        way = Interleaving(self._test.steps)
+        for step, cpu in enumerate((*schedule, None)):
+            if cpu is None and not way.ready():
+                break
+            if cpu is None or not way.can_run(cpu):
+                raise ScheduleMismatch(step, cpu, tuple(way.ready()))
+            way.did(cpu)
         finding = Finding(self._test, self._scheme.name, self.orders.total)
         await self._run(finding, lambda _: Listed(schedule), spurious)
         return finding
