@@ -30,7 +30,7 @@ from litmus_tests import (
 )
 from machines import scheme_with
 
-from penumbra.actors.lab.litmus import Finding, LitmusRunner, Plan
+from penumbra.actors.lab.litmus import Finding, Hardware, LitmusRunner, Plan, Way
 from penumbra.actors.machine.coherence import BareHardware, Coherence, Monitored
 from penumbra.actors.machine.machine import Machine
 from penumbra.actors.machine.submm import CpuRef
@@ -70,7 +70,7 @@ def test_every_order_of_the_sample_ends_as_the_architecture_permits(
     assert (finding.wrong, finding.objections, finding.cut) == ({}, [], False)
     assert finding.speculative == []
     assert finding.n_orders is not None
-    assert finding.n_runs in (finding.n_orders, 2 * finding.n_orders)
+    assert finding.n_runs in (finding.n_orders, 2 * finding.n_orders, 3 * finding.n_orders)
 
 
 def test_stale_outcomes_are_reached_where_nothing_flushes() -> None:
@@ -79,8 +79,12 @@ def test_stale_outcomes_are_reached_where_nothing_flushes() -> None:
         for test in TESTS
         if (finding := explore(test, "native")).stale
     }
-    # One sibling's INVLPG acts on the entry that both share, as it may.
-    assert [name for name, whole in reached.items() if not whole] == ["smt-invlpg-sibling"]
+    assert len(reached) == 9
+    assert all(reached.values())
+    # Only hardware that does what ours need not: fault at once, or keep siblings apart.
+    faulting = explore(BY_ID["rw-up-noflush"], "native").outcomes[OLD, "PF:0x7"]
+    apart = explore(BY_ID["smt-invlpg-sibling"], "native").outcomes[OLD, OLD]
+    assert (faulting.hardware, apart.hardware) == (Hardware.SPURIOUS, Hardware.TAGGED)
     assert explore(BY_ID["remap-noflush"], "patch").stale == {(OLD, OLD): True}
     assert explore(BY_ID["remap-noflush"], "shootdown").stale == {(OLD, OLD): False}
 
@@ -162,9 +166,9 @@ def test_a_listed_schedule_repeats_its_outcome() -> None:
     test = BY_ID["mp-remote-noflush"]
     finding = explore(test, "patch")
     assert len(finding.outcomes) > 1
-    for outcome, schedule in finding.outcomes.items():
-        again = anyio.run(LitmusRunner(test, PRESETS["patch"]).replay, schedule)
-        assert again.outcomes == {outcome: schedule}
+    for outcome, way in finding.outcomes.items():
+        again = anyio.run(LitmusRunner(test, PRESETS["patch"]).replay, way.schedule)
+        assert again.outcomes == {outcome: way}
 
 
 def test_a_schedule_that_passes_a_barrier_is_refused() -> None:
@@ -220,7 +224,7 @@ class _DeafMachine(Machine):
 def test_a_machine_deaf_to_invlpg_shows_a_forbidden_outcome(scheme: str) -> None:
     finding = explore(BY_ID["remap-invlpg"], scheme, build=_DeafMachine, check=False)
     assert list(finding.wrong) == [(OLD, OLD)]
-    assert finding.wrong[OLD, OLD] == (0, 0, 0, 0)
+    assert finding.wrong[OLD, OLD] == Way((0, 0, 0, 0))
     assert not finding.passed
 
 
@@ -232,8 +236,8 @@ def test_the_checker_objects_even_if_the_test_allows_everything(tmp_path: Path) 
     )
     finding = explore(one_test(tmp_path, said), "patch", build=_DeafMachine)
     assert (finding.wrong, finding.passed) == ({}, False)
-    [(schedule, text)] = finding.objections
-    assert schedule == (0, 0, 0, 0)
+    [(way, text)] = finding.objections
+    assert way.schedule == (0, 0, 0, 0)
     assert "the checker: " in text
 
 
