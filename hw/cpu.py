@@ -133,6 +133,7 @@ class PhysicalCpu:
         reg = self.reg
         reg[k.R_WP], reg[k.R_PSE], reg[k.R_PGE] = wp, pse, pge
         reg[k.R_NXE], reg[k.R_PG] = nxe, pg
+        self._tag()
 
     def load_root(self, root: int) -> GeneralProtection | None:
         """MOV CR3: bits outside the root's address are ignored; global entries stay under CR4.PGE.
@@ -147,8 +148,7 @@ class PhysicalCpu:
         if refused is not None:
             return refused
         self.reg[k.R_ROOT] = root
-        number = root >> (5 if self.spec.root_registers else PAGE_SHIFT)
-        self.reg[k.R_TAG] = (number & 0x7FFFFF) << k.TAG_SHIFT
+        self._tag()
         self._flush(self._tlb_arg, 1 if self.reg[k.R_PGE] else 0)
         return None
 
@@ -161,6 +161,17 @@ class PhysicalCpu:
         for i, entry in enumerate(entries):
             self.reg[k.R_TOP + i] = _signed(entry)
         return None
+
+    def _tag(self) -> None:
+        """Tag entries by root, and by CR4.PSE where it decides what an entry says.
+
+        Siblings with one TLB may use each other's entries only if they would walk alike.
+        """
+        reg = self.reg
+        tag = reg[k.R_ROOT] >> (5 if self.spec.root_registers else PAGE_SHIFT) & 0x7FFFFF
+        if self.spec.large_needs_pse and reg[k.R_PSE]:
+            tag |= 1 << 22  # above any root of a format with 32-bit entries
+        reg[k.R_TAG] = tag << k.TAG_SHIFT
 
     def flush_all(self) -> None:
         """Drop every translation, global ones included."""

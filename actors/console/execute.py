@@ -120,7 +120,7 @@ def execute(job: Job, on_progress: Callable[[float], None]) -> Outcome:
     config = fit(job.source, config, chosen)
     _refuse_impossible(job.source, config, chosen)
     run_id = identify(config, chosen)
-    with _engine(job.how.engine), _folder_errors():
+    with engine_chosen(job.how.engine), _folder_errors():
         with deferred():
             _load_lazy_parts(job.how.loop, config)
         text = config_text(config, chosen, job.how.runs / run_id)
@@ -264,7 +264,7 @@ def _wall_row(how: How, result: RunResult) -> dict[str, Any]:
 
 
 @contextmanager
-def _engine(name: str | None) -> Iterator[None]:
+def engine_chosen(name: str | None) -> Iterator[None]:
     """Let the CPUs be executed by this engine meanwhile."""
     if name == "numba" and importlib.util.find_spec("numba") is None:
         raise UsageError(COMMAND_LINE, "--engine numba", "numba is not installed (extra: fast)")

@@ -11,9 +11,10 @@ from typing import Any
 import anyio
 
 from penumbra.actors.console.errors import COMMAND_LINE, UsageError
+from penumbra.actors.console.execute import engine_chosen
 from penumbra.actors.console.printing import print_json
 from penumbra.actors.console.tables import Grid, Paper, count
-from penumbra.actors.lab.litmus import Finding, LitmusRunner, Plan, Schedule
+from penumbra.actors.lab.litmus import Finding, LitmusRunner, Plan, Way
 from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.guest.litmus import LitmusError, LitmusTest, Outcome, read_tests
 from penumbra.hw.compiled import ENGINE_VARIABLE
@@ -31,8 +32,8 @@ def litmus(arguments: argparse.Namespace) -> int:
     except LitmusError as error:
         raise UsageError(error.file, error.place, error.cause) from None
     # These machines live for some ten operations: a compiled engine would not earn its start.
-    os.environ.setdefault(ENGINE_VARIABLE, "plain")
-    findings = anyio.run(_explore, tests, schemes, plan, backend="asyncio")
+    with engine_chosen(None if os.environ.get(ENGINE_VARIABLE) else "plain"):
+        findings = anyio.run(_explore, tests, schemes, plan, backend="asyncio")
     if arguments.json:
         print_json(_document(arguments.file, plan, findings))
     else:
@@ -127,24 +128,25 @@ def _notes(findings: Sequence[Finding]) -> Iterable[str]:
 
 def _explanation(finding: Finding) -> Iterable[str]:
     test = finding.test
-    for outcome, schedule in finding.wrong.items():
+    for outcome, way in finding.wrong.items():
         yield f"outcome {_shown(test, outcome)} is not permitted"
-        yield from _way(test, schedule)
-    for schedule, text in finding.objections:
+        yield from _way(test, way)
+    for way, text in finding.objections:
         yield text
-        yield from _way(test, schedule)
+        yield from _way(test, way)
     permitted = [*test.allowed, *test.allowed_extra]
     yield f"permitted: {'; '.join(_shown(test, outcome) for outcome in permitted)}"
     if test.sdm or test.rationale:
         yield f"SDM {test.sdm}: {test.rationale}"
 
 
-def _way(test: LitmusTest, schedule: Schedule) -> Iterable[str]:
+def _way(test: LitmusTest, way: Way) -> Iterable[str]:
     """Yield a schedule, and what each CPU did at its turns."""
-    yield f"schedule {','.join(map(str, schedule))}"
+    on = f", on hardware that {way.hardware.value}" if way.hardware.value else ""
+    yield f"schedule {','.join(map(str, way.schedule))}{on}"
     programs = [[step for step in program if "id" not in step.__struct_fields__]
                 for program in test.programs]  # fmt: skip
-    for cpu in schedule:
+    for cpu in way.schedule:
         if programs[cpu]:
             yield f"  CPU {cpu}  {_step(programs[cpu].pop(0))}"
 
@@ -190,15 +192,18 @@ def _record(finding: Finding) -> dict[str, Any]:
         "cut": finding.cut,
         "observed": list(test.observed),
         "outcomes": [
-            {"values": list(outcome), "schedule": list(schedule)}
-            for outcome, schedule in sorted(finding.outcomes.items())
+            {"values": list(outcome), **_way_record(finding.outcomes[outcome])}
+            for outcome in sorted(finding.outcomes)
         ],
         "allowed": [list(outcome) for outcome in test.allowed],
+        "allowed_extra": [list(outcome) for outcome in test.allowed_extra],
         "wrong": [list(outcome) for outcome in sorted(finding.wrong)],
         "speculative": [list(outcome) for outcome in finding.speculative],
         "stale_reached": [list(o) for o, reached in finding.stale.items() if reached],
         "stale_not_reached": [list(o) for o, reached in finding.stale.items() if not reached],
-        "objections": [
-            {"schedule": list(schedule), "text": text} for schedule, text in finding.objections
-        ],
+        "objections": [{"text": text, **_way_record(way)} for way, text in finding.objections],
     }
+
+
+def _way_record(way: Way) -> dict[str, Any]:
+    return {"schedule": list(way.schedule), "hardware": way.hardware.name.lower()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 import msgspec
 
@@ -17,7 +18,7 @@ from penumbra.actors.check import Oracle
 from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.machine import Machine
 from penumbra.actors.machine.observer import Taps
-from penumbra.actors.runtime import Candidate, Chooser, Listed, SeededDraw
+from penumbra.actors.runtime import Candidate, Chooser, Listed, ScheduleMismatch, SeededDraw
 from penumbra.actors.runtime import Orders as AllOrders
 from penumbra.actors.vmm.schemes import Scheme
 from penumbra.guest.litmus import Interleaving, LitmusGuest, LitmusTest, Outcome, image_of
@@ -26,6 +27,24 @@ from penumbra.hw.costs import CostProfile
 from penumbra.hw.memory import Ram
 
 Schedule = tuple[int, ...]
+
+
+class Hardware(Enum):
+    """What real processors do differently and the architecture leaves open."""
+
+    USUAL = ""
+    SPURIOUS = "faults by a cached entry's rights without a new walk"
+    TAGGED = "tags entries by logical CPU, so that siblings share none"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an outcome is reached: the CPU of each operation, in order, and on which hardware."""
+
+    schedule: Schedule
+    hardware: Hardware = Hardware.USUAL
+
+
 Build = Callable[..., Machine]
 MAX_SCHEDULES = 5_000
 _SHADOW_PAGES, _MAX_PROGRESS = 64, 10_000
@@ -51,10 +70,10 @@ class Finding:
     """What one test showed under one scheme.
 
     Attributes:
-        outcomes: Each outcome seen, with the first schedule that led to it: CPUs in order.
+        outcomes: Each outcome seen, with the first way that led to it.
         n_orders: How many orders the test has; None: too many to count.
         cut: All orders were asked for and not all were run.
-        objections: What the checker said, with the schedule; the first only.
+        objections: What the checker said, with the way to it; the first only.
     """
 
     test: LitmusTest
@@ -62,11 +81,11 @@ class Finding:
     n_orders: int | None
     cut: bool = False
     n_runs: int = 0
-    outcomes: dict[Outcome, Schedule] = field(default_factory=dict)
-    objections: list[tuple[Schedule, str]] = field(default_factory=list)
+    outcomes: dict[Outcome, Way] = field(default_factory=dict)
+    objections: list[tuple[Way, str]] = field(default_factory=list)
 
     @property
-    def wrong(self) -> dict[Outcome, Schedule]:
+    def wrong(self) -> dict[Outcome, Way]:
         """Outcomes that the architecture does not permit."""
         permitted = {*self.test.allowed, *self.test.allowed_extra}
         return {seen: way for seen, way in self.outcomes.items() if seen not in permitted}
@@ -159,27 +178,40 @@ class LitmusRunner:
     async def explore(self, plan: Plan) -> Finding:
         """Run the orders of a plan.
 
-        Where the hardware has a choice of what to do with a cached entry that lacks a right, walk
-        again or fault, and not all stale outcomes were reached, the orders are run with the other.
+        Where not all stale outcomes were reached and the hardware could do otherwise, the orders
+        are run once more on hardware that does.
         """
         finding = Finding(self._test, self._scheme.name, self.orders.total)
         n_orders = finding.n_orders
         finding.cut = not plan.n_random and (n_orders is None or n_orders > plan.bound)
-        for spurious in (False, True):
-            if spurious and (self._scheme.shadow != "none" or all(finding.stale.values())):
-                break
-            for make_chooser in self._choosers(plan, finding.cut):
-                await self._run(finding, make_chooser, spurious)
+        for hardware in self._hardware():
+            if hardware is Hardware.USUAL or not all(finding.stale.values()):
+                for make_chooser in self._choosers(plan, finding.cut):
+                    await self._run(finding, make_chooser, hardware)
         return finding
 
-    async def replay(self, schedule: Sequence[int], *, spurious: bool = False) -> Finding:
+    def _hardware(self) -> list[Hardware]:
+        """Return the kinds of hardware on which this test may end differently."""
+        if self._scheme.shadow != "none":
+            return [Hardware.USUAL]  # a monitor hides such faults, and its siblings share no root
+        tagged = [Hardware.TAGGED] if self._test.smt_siblings else []
+        return [Hardware.USUAL, Hardware.SPURIOUS, *tagged]
+
+    async def replay(self, schedule: Sequence[int], hardware: Hardware = Hardware.USUAL) -> Finding:
         """Run one listed order.
 
         Raises:
             ScheduleMismatch: The test has no such order.
         """
+        way = Interleaving(self._test.steps)
+        for step, cpu in enumerate((*schedule, None)):
+            if cpu is None and not way.ready():
+                break
+            if cpu is None or not way.can_run(cpu):
+                raise ScheduleMismatch(step, cpu, tuple(way.ready()))
+            way.did(cpu)
         finding = Finding(self._test, self._scheme.name, self.orders.total)
-        await self._run(finding, lambda _: Listed(schedule), spurious)
+        await self._run(finding, lambda _: Listed(schedule), hardware)
         return finding
 
     def _choosers(self, plan: Plan, cut: bool) -> Iterator[Callable[[Interleaving], Chooser]]:
@@ -192,10 +224,15 @@ class LitmusRunner:
             yield lambda interleaving: Drawn(self.orders, interleaving, draw)
 
     async def _run(
-        self, finding: Finding, make_chooser: Callable[[Interleaving], Chooser], spurious: bool
+        self,
+        finding: Finding,
+        make_chooser: Callable[[Interleaving], Chooser],
+        hardware: Hardware,
     ) -> None:
         guest = LitmusGuest(self._test, self._image)
         chooser = AtBarriers(guest.interleaving, make_chooser(guest.interleaving))
+        spurious = hardware is Hardware.SPURIOUS
+        siblings = () if hardware is Hardware.TAGGED else self._test.smt_siblings
         config = msgspec.structs.replace(self._config, spurious_faults=spurious)
         oracles: list[Oracle] = []
 
@@ -205,18 +242,18 @@ class LitmusRunner:
 
         machine = self._build(
             config, self._scheme, guest, (), _COSTS, 0, make_taps if self._check else None,
-            chooser, self._test.smt_siblings,
+            chooser, siblings,
         )  # fmt: skip
         ended = await machine.run()
-        schedule = tuple(chooser.schedule)
+        way = Way(tuple(chooser.schedule), hardware)
         finding.n_runs += 1
         if ended != "finished":
-            self._object(finding, schedule, f"the machine ended: {ended}")
+            self._object(finding, way, f"the machine ended: {ended}")
             return
-        finding.outcomes.setdefault(guest.outcome, schedule)
+        finding.outcomes.setdefault(guest.outcome, way)
         if oracles and not (verdict := oracles[0].verdict()).coherent:
-            self._object(finding, schedule, f"the checker: {verdict.violations[0]}")
+            self._object(finding, way, f"the checker: {verdict.violations[0]}")
 
-    def _object(self, finding: Finding, schedule: Schedule, text: str) -> None:
+    def _object(self, finding: Finding, way: Way, text: str) -> None:
         if not finding.objections:
-            finding.objections.append((schedule, text))
+            finding.objections.append((way, text))

@@ -200,12 +200,18 @@ class Monitored:
 
     def load_root(self, cr3: int) -> None:
         self._event()
+        self._load_root(cr3)
+
+    def _load_root(self, cr3: int) -> None:
         while isinstance(reply := self._consumer.ask_nowait(RootLoaded(cr3)), TracesWanted):
             self._place(reply.gfns)
 
     def load_mode(self, register: int, value: int) -> None:
         self._event()
+        paged = self.registers.paging
         self._consumer.ask_nowait(ModeLoaded(register, value))
+        if self.registers.paging != paged:
+            self._load_root(self.registers.cr3)
 
     def physical(self, work: Physical) -> int:
         if work.gpa >> PAGE_SHIFT in self._traces and not isinstance(work, LoadPhysical):

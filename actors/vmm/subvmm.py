@@ -22,16 +22,7 @@ from penumbra.actors.vmm.schemes import Scheme
 from penumbra.actors.vmm.shadow import FLUSH_ALL, NO_FRAGMENT, ShadowPage, ShadowSpace
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.actors.vmm.walk import GuestRegisters, GuestWalker, Step, registers_flush
-from penumbra.hw.formats import (
-    PAGE_BYTES,
-    PAGE_SHIFT,
-    PS,
-    A,
-    FormatSpec,
-    G,
-    P,
-    W,
-)
+from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, PS, A, D, FormatSpec, G, P, U, W
 from penumbra.hw.mmu_layout import E_W
 from penumbra.hw.streams import WRITE
 
@@ -63,6 +54,9 @@ class PlaceTraces:
 Outcome: TypeAlias = Forward | Hidden | Emulate | PlaceTraces
 Owed: TypeAlias = list[tuple[Key, int]]
 _HIDDEN, _EMULATE = Hidden(), Emulate()
+# Stands for the table that a guest without paging does not have: every address is physical.
+UNPAGED = -2
+_IDENTITY = P | W | U | A | D
 
 
 @dataclass
@@ -111,6 +105,8 @@ class SubVmm:
 
         Source: A40 Fig. 8, steps 802-816.
         """
+        if not self.registers.paging:
+            return self._fault_unpaged(gva, kind)
         steps = self._walk(gva, kind, user)  # 802
         if not isinstance(steps, list):
             return steps  # 804, or 812 first
@@ -121,6 +117,22 @@ class SubVmm:
         if kind == WRITE and (target in self._traces or not writable):
             return _EMULATE
         self._install(steps, gva, target)  # 814
+        return _HIDDEN
+
+    def _fault_unpaged(self, gva: int, kind: int) -> Outcome:
+        """Map an address to itself: with CR0.PG clear the guest has no table to derive from."""
+        target = gva >> PAGE_SHIFT
+        if kind == WRITE and target in self._traces:
+            return _EMULATE
+        root, top = self.space.root, self._spec.top
+        assert root is not None, "no root is loaded"
+        index = self._spec.levels[top].index(gva)
+        leaf = Step(top, (UNPAGED << PAGE_SHIFT) + index * self._spec.entry_bytes, _IDENTITY)
+        page, at = self._fragment(root, index, leaf, gva)
+        value = derive_leaf(
+            self._spec, _IDENTITY, target, self._memory, self._traces, self.registers
+        )
+        self.space.set_leaf(page, at, value, target)
         return _HIDDEN
 
     def _walk(self, gva: int, kind: int, user: bool) -> list[Step] | Forward | PlaceTraces:
@@ -144,6 +156,8 @@ class SubVmm:
 
     def guest_address(self, gva: int, kind: int, user: bool) -> int | Forward | PlaceTraces:
         """Translate for an emulated access, A and D set as the hardware would; return a gpa."""
+        if not self.registers.paging:
+            return gva
         steps = self._walk(gva, kind, user)
         if not isinstance(steps, list):
             return steps
@@ -311,8 +325,9 @@ class SubVmm:
 
         Source: A40 ¶87, ¶113; patches are drained first, those postponed under other roots too.
         """
-        gfn = (cr3 & self._spec.frame_mask) >> PAGE_SHIFT
-        if gfn not in self._traces:
+        paging = self.registers.paging
+        gfn = (cr3 & self._spec.frame_mask) >> PAGE_SHIFT if paging else UNPAGED
+        if paging and gfn not in self._traces:
             return PlaceTraces((gfn,))
         self.event_all()
         self.registers.cr3 = cr3
@@ -441,6 +456,8 @@ class SubVmm:
         self.space.check()
         for page in self.space.all_pages():
             gfn, _, fragment = page.role
+            if gfn == UNPAGED:
+                continue
             assert gfn in self._traces, f"table {gfn:#x} is shadowed and not traced"
             if fragment != NO_FRAGMENT:
                 assert page.parents, f"fragment {page.role} outlives its large page"

@@ -177,18 +177,15 @@ def read_tests(path: Path) -> tuple[LitmusTest, ...]:
     """
     file = str(path)
     try:
-        data = path.read_bytes()
-        raw = msgspec.json.decode(data, type=tuple[LitmusTest, ...], dec_hook=_decode)
+        data = msgspec.json.decode(path.read_bytes())
     except OSError as error:
         raise LitmusError(file, "open", error.strerror or str(error)) from None
-    except msgspec.ValidationError as error:
-        cause, _, place = str(error).rpartition(" - at `$")
-        place = place.rstrip("`") or "whole file"
-        raise LitmusError(
-            file, f"tests{place}" if cause else "whole file", cause or str(error)
-        ) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise LitmusError(file, "JSON", str(error)) from None
+    try:
+        raw = msgspec.convert(data, tuple[LitmusTest, ...], dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise LitmusError(file, *_where(data, str(error))) from None
     if not raw:
         raise LitmusError(file, "whole file", "holds no test")
     tests = []
@@ -198,6 +195,26 @@ def read_tests(path: Path) -> tuple[LitmusTest, ...]:
             raise LitmusError(file, place, cause)
         tests.append(_normal(test))
     return tuple(tests)
+
+
+def _where(data: Any, text: str) -> tuple[str, str]:
+    """Return place and cause of what is ill-typed; the decoder does not number operations."""
+    cause, _, path = text.rpartition(" - at `$")
+    if not cause:
+        return "whole file", text
+    path = path.rstrip("`")
+    if ".programs[...][...]" not in path:
+        return f"tests{path}" if path else "whole file", cause
+    number = int(path[1 : path.index("]")])
+    for cpu, program in enumerate(data[number]["programs"]):
+        for at, operation in enumerate(program):
+            try:
+                msgspec.convert(operation, LitmusOperation, dec_hook=_decode)
+            except msgspec.ValidationError as error:
+                cause, _, field = str(error).rpartition(" - at `$")
+                place = f"tests[{number}].programs[{cpu}][{at}]{field.rstrip('`')}"
+                return place, cause or str(error)
+    raise AssertionError(text)
 
 
 def _decode(kind: type, value: Any) -> Any:
@@ -246,8 +263,8 @@ def _bad_operation(operation: LitmusOperation) -> str:
         return f"cpl {operation.cpl}: must be 0 to 3"
     if isinstance(operation, EntryAccess) and operation.pa & 3:
         return f"{operation.pa:#x} is no address of a dword"
-    if isinstance(operation, MovCr0):
-        return _bad_mode(operation.val, 0)
+    if isinstance(operation, MovCr0) and operation.val & (CR0_PG | CR0_PE) == CR0_PG:
+        return f"cr0 {operation.val:#x} has PG without PE"
     if isinstance(operation, MovCr4):
         return _bad_mode(CR0_PE | CR0_PG, operation.val)
     return ""

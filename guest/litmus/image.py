@@ -1,8 +1,9 @@
 """The memory of a litmus test: as little of it as the test can reach.
 
 Every dword of a table frame that the test does not name is 0; every other aligned dword at p
-contains p. A test reaches the frames its entries, registers and stored values name, as tables,
-small pages or large ones; no other frame is given RAM.
+contains p. A table frame is one that holds an entry, at the start or by a store, or is a root.
+A test reaches the frames its entries, registers and stored values name, as tables, small pages or
+large ones; no other frame is given RAM.
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from penumbra.guest.litmus.format import (
-    EntryAccess,
-    Invlpg,
     LitmusTest,
+    MovCr0,
     MovCr3,
     Read,
     SetEntry,
     Write,
     XchgEntry,
 )
-from penumbra.hw.formats import IA32, PAGE_BYTES, PAGE_SHIFT, PS
+from penumbra.hw.formats import CR0_PG, IA32, PAGE_BYTES, PAGE_SHIFT, PS
 
 _LARGE_SHIFT = IA32.levels[1].shift
 _INSIDE = (1 << _LARGE_SHIFT) - 1
@@ -69,7 +69,7 @@ def _table_frames(test: LitmusTest) -> Iterator[int]:
         yield entry.pa >> PAGE_SHIFT
     for program in test.programs:
         for operation in program:
-            if isinstance(operation, EntryAccess):
+            if isinstance(operation, SetEntry | XchgEntry):
                 yield operation.pa >> PAGE_SHIFT
             elif isinstance(operation, MovCr3):
                 yield operation.val >> PAGE_SHIFT
@@ -79,19 +79,17 @@ def _frames_reached(test: LitmusTest) -> Iterator[int]:
     """Yield every frame that some word of the test may map, as far as its accesses go."""
     words = {int(entry.val) for entry in test.init.entries}
     insides = {0}
-    for program in test.programs:
-        for operation in program:
-            if isinstance(operation, SetEntry | XchgEntry | Write):
-                words.add(int(operation.val))
-            if isinstance(operation, Read | Write | Invlpg):
-                insides |= {operation.la & _INSIDE, (operation.la + 3) & _INSIDE}
+    steps = [step for program in test.programs for step in program]
+    for step in steps:
+        if isinstance(step, SetEntry | XchgEntry | Write):
+            words.add(int(step.val))
+        if isinstance(step, Read | Write):
+            insides |= {step.la & _INSIDE, step.la + 3 & _INSIDE}
     for word in words:
         yield word >> PAGE_SHIFT
         if word & PS:
             base = word >> _LARGE_SHIFT << _LARGE_SHIFT
             yield from ((base | inside) >> PAGE_SHIFT for inside in insides)
-    # A page whose table entry is behind it: a table that maps itself, an address that is physical.
-    for program in test.programs:
-        for operation in program:
-            if isinstance(operation, Read | Write):
-                yield operation.la >> PAGE_SHIFT
+    if any(isinstance(step, MovCr0) and not step.val & CR0_PG for step in steps):
+        accesses = [step for step in steps if isinstance(step, Read | Write)]
+        yield from (step.la + byte >> PAGE_SHIFT for step in accesses for byte in (0, 3))
