@@ -124,11 +124,25 @@ class PhysicalCpu:
 
     # ---- registers and invalidation -------------------------------------------------------------
 
-    def set_modes(self, *, wp: bool, pse: bool, pge: bool, nxe: bool, pg: bool = True) -> None:
-        """Set the mode bits the MMU evaluates at each use; flushes nothing."""
+    def set_modes(
+        self, *, wp: bool, pse: bool, pge: bool, nxe: bool, pg: bool = True
+    ) -> GeneralProtection | None:
+        """Set the mode bits the MMU evaluates at each use; flushes nothing.
+
+        Where the format holds its top level in registers, a change of PG, PSE or PGE under paging
+        loads them again, and reserved bits there refuse the change.
+
+        Source: SDM vol. 3, 4.4.1.
+        """
         reg = self.reg
+        before = (reg[k.R_PG], reg[k.R_PSE], reg[k.R_PGE])
+        if pg and self.spec.root_registers and before != (pg, pse, pge):
+            refused = self._load_top(reg[k.R_ROOT])
+            if refused is not None:
+                return refused
         reg[k.R_WP], reg[k.R_PSE], reg[k.R_PGE] = wp, pse, pge
         reg[k.R_NXE], reg[k.R_PG] = nxe, pg
+        return None
 
     def load_root(self, root: int) -> GeneralProtection | None:
         """MOV CR3: bits outside the root's address are ignored; global entries stay under CR4.PGE.
