@@ -49,6 +49,7 @@ _PRIVILEGED = (
 _PHYSICAL = (o.LoadPhysical, o.StorePhysical, o.ExchangePhysical)
 # Stores of up to eight bytes that are made whole or not at all.
 _WHOLE_STORES = o.Store | o.Exchange | o.CompareExchange | o.XorMemory
+_CAUSES = {READ: 13, WRITE: 15, FETCH: 12}  # RISC-V's page faults
 _MASK64 = (1 << 64) - 1
 _DONE = Done()
 _PRIVILEGED_EXIT = Privileged()
@@ -128,12 +129,26 @@ class PhysicalCpu:
 
     # ---- registers and invalidation -------------------------------------------------------------
 
-    def set_modes(self, *, wp: bool, pse: bool, pge: bool, nxe: bool, pg: bool = True) -> None:
-        """Set the mode bits the MMU evaluates at each use; flushes nothing."""
+    def set_modes(
+        self, *, wp: bool, pse: bool, pge: bool, nxe: bool, pg: bool = True
+    ) -> GeneralProtection | None:
+        """Set the mode bits the MMU evaluates at each use; flushes nothing.
+
+        Where the format holds its top level in registers, a change of PG, PSE or PGE under paging
+        loads them again, and reserved bits there refuse the change.
+
+        Source: SDM vol. 3, 4.4.1.
+        """
         reg = self.reg
+        before = (reg[k.R_PG], reg[k.R_PSE], reg[k.R_PGE])
+        if pg and self.spec.root_registers and before != (pg, pse, pge):
+            refused = self._load_top(reg[k.R_ROOT])
+            if refused is not None:
+                return refused
         reg[k.R_WP], reg[k.R_PSE], reg[k.R_PGE] = wp, pse, pge
         reg[k.R_NXE], reg[k.R_PG] = nxe, pg
         self._tag()
+        return None
 
     def load_root(self, root: int) -> GeneralProtection | None:
         """MOV CR3: bits outside the root's address are ignored; global entries stay under CR4.PGE.
@@ -149,8 +164,39 @@ class PhysicalCpu:
             return refused
         self.reg[k.R_ROOT] = root
         self._tag()
-        self._flush(self._tlb_arg, 1 if self.reg[k.R_PGE] else 0)
+        if self.spec.root_load_flushes:
+            self._flush(self._tlb_arg, 1 if self.reg[k.R_PGE] else 0)
         return None
+
+    def load_satp(self, satp: int) -> None:
+        """Write a RISC-V hart's `satp`: mode, address-space number, root; drops nothing.
+
+        A mode other than Bare and Sv39 leaves everything as it was.
+
+        Source: RISC-V privileged specification, 4.1.11.
+        """
+        mode = satp >> 60
+        if mode in (0, 8):
+            self.reg[k.R_PG] = mode != 0
+            self.reg[k.R_ROOT] = (satp & ((1 << 44) - 1)) << PAGE_SHIFT
+            self.reg[k.R_TAG] = (satp >> 44 & 0xFFFF) << k.TAG_SHIFT
+
+    def set_hart(self, *, sum_: bool, mxr: bool, sets_ad: bool, keeps_invalid: bool) -> None:
+        """Set what a RISC-V hart is and does: SUM, MXR, who sets A and D, what it may cache."""
+        reg = self.reg
+        reg[k.R_SUM], reg[k.R_MXR], reg[k.R_SETS_AD] = sum_, mxr, sets_ad
+        reg[k.R_KEEPS_INVALID] = keeps_invalid and self.spec.may_cache_not_present
+
+    def sfence_vma(self, gva: int | None = None, asid: int | None = None) -> None:
+        """SFENCE.VMA: drop leaves of an address, or all, of an address space, or of all.
+
+        With an address upper-level entries stay; with an address space, global translations do.
+
+        Source: RISC-V privileged specification, 4.2.1.
+        """
+        tlb, spec = self.tlb, self.spec
+        page = None if gva is None else (gva >> PAGE_SHIFT) & ((1 << (spec.va_bits - 12)) - 1)
+        tlb.drop(page, asid, [level.shift - PAGE_SHIFT for level in spec.levels])
 
     def _load_top(self, root: int) -> GeneralProtection | None:
         """Load the registers that hold the top level, all or none."""
@@ -210,6 +256,9 @@ class PhysicalCpu:
     def _frame(self, gva: int, kind: int, user: bool) -> int:
         """Translate and report; -1 is a fault. Raises _NonCanonicalError."""
         if gva & self._suspect and not self.spec.canonical(gva):
+            if self.spec.rwx:  # a page fault there, #GP on x86
+                self.reg[k.R_FAULT_GVA], self.reg[k.R_FAULT_ERROR] = _signed(gva), _CAUSES[kind]
+                return -1
             raise _NonCanonicalError(gva)
         pfn: int = self._translate(
             *self._ram_args, self._reg_arg, self._tlb_arg, _signed(gva), kind, 1 if user else 0

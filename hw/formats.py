@@ -14,8 +14,11 @@ that map 4 KiB pages.
     loads them from the 32 bytes at CR3; a walk reads them and not memory. They carry no rights and
     no A; what is reserved in a present one is #GP at the load.
 
+    Sv39: levels 2, 1 and 0 as bits 38:30, 29:21 and 20:12; any level may hold a leaf.
+
     31/51 .. 12   11 9   8   7    6   5    4    3    2    1    0
     frame       | free | G | PS | D | A | PCD| PWT| U/S| R/W| P        63: NX (x86-64)
+    53 .. 10 PPN, 9 8 free | D | A  | G | U  | X  | W  | R  | V        Sv39
 """
 
 from __future__ import annotations
@@ -92,7 +95,13 @@ class FormatSpec:
         has_nx: Whether bit 63 is NX when EFER.NXE is set (reserved otherwise).
         large_needs_pse: Whether PS counts only with CR4.PSE set.
         pse36: Whether bits 20:13 of a large PDE hold physical address bits 39:32.
+        rwx: Whether entries have RISC-V's bits: a leaf is what has R or X, rights are the leaf's
+            alone, and a fault's code is the exception's cause.
+        a, d: Masks of the accessed and the dirty bit.
+        frame_shift: Bit of an entry at which the frame's number starts.
         may_cache_not_present: Whether hardware may cache entries with P=0 (x86: never).
+        root_load_flushes: Whether loading the root drops translations that are not global.
+        page_flush_drops_upper: Whether invalidating one page drops all upper-level entries too.
         root_registers: Number of top-level entries held in registers, 0 if a walk reads them all.
         root_mask: Bits of CR3 that are the address of the root.
     """
@@ -106,7 +115,13 @@ class FormatSpec:
     has_nx: bool
     large_needs_pse: bool
     pse36: bool
+    rwx: bool = False
+    a: int = A
+    d: int = D
+    frame_shift: int = PAGE_SHIFT
     may_cache_not_present: bool = False
+    root_load_flushes: bool = True
+    page_flush_drops_upper: bool = True
     root_registers: int = 0
     root_mask: int = ((1 << 52) - 1) & ~0xFFF
 
@@ -200,4 +215,33 @@ PAE = FormatSpec(
     root_mask=0xFFFF_FFE0,
 )
 
-FORMATS = {spec.name: spec for spec in (IA32, X86_64, PAE)}
+# RISC-V's bits: V and U as P and U elsewhere.
+R, W_RISCV, X, U_RISCV, G_RISCV, A_RISCV, D_RISCV = (1 << bit for bit in range(1, 8))
+_ABOVE_PPN = 0x1FF << 54  # and bit 63, which is the sign
+_POINTER = _ABOVE_PPN | U_RISCV | A_RISCV | D_RISCV
+
+# RISC-V privileged specification 1.12, 4.3 and 4.4. No Svpbmt, no Svnapot: bits 63:54 are reserved.
+SV39 = FormatSpec(
+    name="sv39",
+    levels=tuple(
+        Level(name, shift, 9, large=shift > 12, reserved=_POINTER, reserved_large=_ABOVE_PPN)
+        for name, shift in (("PTE0", 12), ("PTE1", 21), ("PTE2", 30))
+    ),
+    entry_bytes=8,
+    va_bits=39,
+    sign_extended=True,
+    frame_mask=((1 << 44) - 1) << 10,
+    has_nx=False,
+    large_needs_pse=False,
+    pse36=False,
+    rwx=True,
+    a=A_RISCV,
+    d=D_RISCV,
+    frame_shift=10,
+    may_cache_not_present=True,
+    root_load_flushes=False,
+    page_flush_drops_upper=False,
+    root_mask=((1 << 56) - 1) & ~0xFFF,
+)
+
+FORMATS = {spec.name: spec for spec in (IA32, X86_64, PAE, SV39)}

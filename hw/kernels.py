@@ -25,7 +25,9 @@ from penumbra.hw.formats import IA32, FormatSpec
 from penumbra.hw.mmu_layout import (
     E_D,
     E_G,
+    E_INVALID,
     E_P,
+    E_R,
     E_U,
     E_W,
     E_X,
@@ -36,10 +38,12 @@ from penumbra.hw.mmu_layout import (
     R_FAULT_GVA,
     R_FRAMES,
     R_GTAG,
+    R_KEEPS_INVALID,
     R_LEVEL,
     R_LIMIT,
     R_MAPPED,
     R_MISSES,
+    R_MXR,
     R_NXE,
     R_PATH,
     R_PG,
@@ -51,7 +55,9 @@ from penumbra.hw.mmu_layout import (
     R_REFERENCES,
     R_RIGHTS,
     R_ROOT,
+    R_SETS_AD,
     R_SPURIOUS,
+    R_SUM,
     R_TAG,
     R_TOP,
     R_WALK_READS,
@@ -83,7 +89,13 @@ LARGE = tuple(level.large for level in SPEC.levels)
 # Bit 63 (NX) is the sign here and is tested apart, so these masks stay below it.
 RESERVED = tuple(level.reserved for level in SPEC.levels)
 RESERVED_LARGE = tuple(level.reserved_large for level in SPEC.levels)
-FRAME_BITS = SPEC.frame_mask >> 12
+FRAME_SHIFT = SPEC.frame_shift
+FRAME_BITS = SPEC.frame_mask >> FRAME_SHIFT
+RWX, A_BIT, D_BIT = SPEC.rwx, SPEC.a, SPEC.d
+READABLE = E_R if RWX else 0
+# What the paging-structure cache keeps of the levels above; a global RISC-V table is one of it.
+CACHED_RIGHTS = E_W | E_U | E_X | (E_G if RWX else 0)
+DROPS_UPPER = SPEC.page_flush_drops_upper
 NEEDS_PSE, PSE36, HAS_NX = SPEC.large_needs_pse, SPEC.pse36, SPEC.has_nx
 PAGE_MASK = (1 << (SPEC.va_bits - 12)) - 1
 ANY_LARGE = any(LARGE)
@@ -161,6 +173,62 @@ def find(tlb, key):
 
 
 @JIT
+def denied(reg, rights, kind, user):
+    """Tell whether rights, and the modes at the time of use, forbid an access.
+
+    Source: SDM vol. 3, 4.6; RISC-V privileged specification, 4.3.1.
+    """
+    if RWX:
+        if user and rights & E_U == 0:
+            return True
+        if not user and rights & E_U != 0 and (kind == 2 or reg[R_SUM] == 0):
+            return True
+        if kind == 0:
+            return rights & E_R == 0 and (rights & E_X == 0 or reg[R_MXR] == 0)
+        return rights & (E_W if kind == 1 else E_X) == 0
+    if user and rights & E_U == 0:
+        return True
+    if kind == 1 and rights & E_W == 0 and (user or reg[R_WP] != 0):
+        return True
+    return kind == 2 and rights & E_X == 0 and reg[R_NXE] != 0
+
+
+@JIT
+def resolve_rwx(ram64, ram32, reg, fmap, gva, kind, user, level, base, rights):
+    """Do what `resolve` does where entries are RISC-V's; the fault's code is its cause.
+
+    Source: RISC-V privileged specification, 4.3.2.
+    """
+    reg[R_FAULT_GVA] = gva
+    reg[R_FAULT_ERROR] = 12 if kind == 2 else (15 if kind == 1 else 13)
+    reg[R_WALKS] += 1
+    rights &= E_G
+    while True:
+        pa = base + (((gva >> SHIFTS[level]) & INDEX_MASK[level]) << WIDTH_SHIFT)
+        e = read_entry(ram64, ram32, reg, fmap, pa)
+        reg[R_LEVEL] = level
+        reg[R_PATH + level] = pa
+        reg[R_ENTRY + level] = e
+        leaf = e & 10 != 0
+        if e & 1 == 0 or e & 6 == 4 or e < 0 or (not leaf and level == 0):
+            return 0
+        if e & (RESERVED_LARGE[level] if leaf else RESERVED[level]) != 0:
+            return 0
+        frame = (e >> FRAME_SHIFT) & FRAME_BITS
+        rights = narrow(rights, e)
+        if leaf:
+            break
+        base = frame << 12
+        level -= 1
+    reg[R_RIGHTS] = rights
+    if denied(reg, rights, kind, user) or frame & ((1 << (SHIFTS[level] - 12)) - 1) != 0:
+        return 0
+    if reg[R_SETS_AD] == 0 and (e & A_BIT == 0 or (kind == 1 and e & D_BIT == 0)):
+        return 0
+    return 1
+
+
+@JIT
 def resolve(ram64, ram32, reg, fmap, gva, kind, user, level, base, rights):
     """Walk from `level` down and check the rights, changing nothing; 1, or 0 with the fault noted.
 
@@ -170,6 +238,8 @@ def resolve(ram64, ram32, reg, fmap, gva, kind, user, level, base, rights):
 
     Source: SDM vol. 3, 4.3, 4.5, 4.6, 4.7; A40 Fig. 2B.
     """
+    if RWX:
+        return resolve_rwx(ram64, ram32, reg, fmap, gva, kind, user, level, base, rights)
     write = kind == 1
     fetch = kind == 2
     nxe = HAS_NX and reg[R_NXE] != 0
@@ -210,11 +280,7 @@ def resolve(ram64, ram32, reg, fmap, gva, kind, user, level, base, rights):
         base = ((e >> 12) & FRAME_BITS) << 12
         level -= 1
     reg[R_RIGHTS] = rights
-    if (
-        (user and rights & E_U == 0)
-        or (write and rights & E_W == 0 and (user or reg[R_WP] != 0))
-        or (fetch and nxe and rights & E_X == 0)
-    ):
+    if denied(reg, rights, kind, user):
         reg[R_FAULT_ERROR] = error | 1
         return 0
     return 1
@@ -222,7 +288,20 @@ def resolve(ram64, ram32, reg, fmap, gva, kind, user, level, base, rights):
 
 @JIT
 def narrow(rights, e):
-    """AND one entry's W, U and NX into `rights`."""
+    """AND one entry's W, U and NX into `rights`; RISC-V's are the leaf's own, G excepted."""
+    if RWX:
+        rights &= E_G
+        if e & 2 != 0:
+            rights |= E_R
+        if e & 4 != 0:
+            rights |= E_W
+        if e & 8 != 0:
+            rights |= E_X
+        if e & 16 != 0:
+            rights |= E_U
+        if e & 32 != 0:
+            rights |= E_G
+        return rights
     if e & 2 == 0:
         rights &= ~E_W
     if e & 4 == 0:
@@ -235,7 +314,7 @@ def narrow(rights, e):
 @JIT
 def leaf_frame(leaf, level):
     """Return the first 4 KiB frame of the page a leaf at `level` maps."""
-    frame = (leaf >> 12) & FRAME_BITS
+    frame = (leaf >> FRAME_SHIFT) & FRAME_BITS
     if level > 0:
         frame &= ~((1 << (SHIFTS[level] - 12)) - 1)
         if PSE36:
@@ -264,30 +343,33 @@ def walk(ram64, ram32, reg, tlb, gva, kind, user, use_psc):
             if tlb[slot] == part | reg[R_TAG] | (upper << LEVEL_SHIFT):
                 cached = tlb[slot + slots]
                 base = (cached >> 12) << 12
-                rights = cached & (E_W | E_U | E_X)
+                rights = cached & CACHED_RIGHTS
                 started = upper - 1
                 reg[R_PSC_HITS] += 1
                 break
     down = rights
     if resolve(ram64, ram32, reg, tlb, gva, kind, user, started, base, rights) == 0:
+        if RWX and reg[R_KEEPS_INVALID] != 0 and reg[R_ENTRY + reg[R_LEVEL]] & 1 == 0:
+            insert(tlb, vpn | reg[R_TAG], E_INVALID)
         return 0
     level = reg[R_LEVEL]
     # Permitted: A in every entry read, D in the leaf, before anything is cached. The leaf comes
     # last: in a table that maps itself it may be the same word as an upper entry.
-    for at in range(min(started, TOP_IN_RAM), level - 1, -1):
+    for at in range(level if RWX else min(started, TOP_IN_RAM), level - 1, -1):
         e = reg[R_ENTRY + at]
-        want = e | 0x20
+        want = e | A_BIT
         if at == level and kind == 1:
-            want |= 0x40
+            want |= D_BIT
         if want != e:
             write_entry(ram64, ram32, reg, reg[R_PATH + at], want)
             reg[R_ENTRY + at] = want
     leaf = reg[R_ENTRY + level]
     entry = (leaf_frame(leaf, level) << 12) | reg[R_RIGHTS] | E_P
-    if leaf & 0x40 != 0:
+    if leaf & D_BIT != 0:
         entry |= E_D
     tag = reg[R_TAG]
-    if leaf & 0x100 != 0 and reg[R_PGE] != 0:
+    # RISC-V's E_G is among the rights, from whichever level has it.
+    if entry & E_G != 0 if RWX else (leaf & 0x100 != 0 and reg[R_PGE] != 0):
         entry |= E_G
         tag = reg[R_GTAG]
     part = vpn >> (SHIFTS[level] - 12)
@@ -299,7 +381,7 @@ def walk(ram64, ram32, reg, tlb, gva, kind, user, use_psc):
             upper_part = vpn >> (SHIFTS[at] - 12)
             slot = tlb[TLB_PSC_BASE] + (at - 1) * 2 * slots + (upper_part & (slots - 1))
             tlb[slot] = upper_part | reg[R_TAG] | (at << LEVEL_SHIFT)
-            tlb[slot + slots] = (((e >> 12) & FRAME_BITS) << 12) | down
+            tlb[slot + slots] = (((e >> FRAME_SHIFT) & FRAME_BITS) << 12) | down
     return entry + ((vpn - (part << (SHIFTS[level] - 12))) << 12)
 
 
@@ -307,7 +389,7 @@ def walk(ram64, ram32, reg, tlb, gva, kind, user, use_psc):
 def lookup(reg, tlb, vpn):
     """Return the cached entry of a page as `pfn << 12 | rights`, or 0; private tag, then G."""
     entry = find(tlb, vpn | reg[R_TAG])
-    if entry == 0 and reg[R_PGE] != 0:
+    if entry == 0 and (RWX or reg[R_PGE] != 0):
         entry = find(tlb, vpn | reg[R_GTAG])
     if entry == 0 and ANY_LARGE and tlb[TLB_LARGE] > 0:
         for level in range(1, TOP + 1):
@@ -334,13 +416,11 @@ def translate(ram64, ram32, reg, tlb, gva, kind, user):
     vpn = (gva >> 12) & PAGE_MASK
     entry = lookup(reg, tlb, vpn)
     if entry != 0:
-        allowed = True
-        if user and entry & E_U == 0:
-            allowed = False
-        if kind == 1 and entry & E_W == 0 and (user or reg[R_WP] != 0):
-            allowed = False
-        if kind == 2 and entry & E_X == 0 and reg[R_NXE] != 0:
-            allowed = False
+        if RWX and entry == E_INVALID:
+            reg[R_FAULT_GVA] = gva
+            reg[R_FAULT_ERROR] = 12 if kind == 2 else (15 if kind == 1 else 13)
+            return -1
+        allowed = not denied(reg, entry, kind, user)
         if allowed and (kind != 1 or entry & E_D != 0):
             return entry >> 12
         drop_page(reg, tlb, vpn)
@@ -350,6 +430,8 @@ def translate(ram64, ram32, reg, tlb, gva, kind, user):
             error = 1 | (kind == 1) << 1 | (4 if user else 0)
             if HAS_NX and kind == 2 and reg[R_NXE] != 0:
                 error |= 16
+            if RWX:
+                error = 12 if kind == 2 else (15 if kind == 1 else 13)
             reg[R_FAULT_ERROR] = error
             return -1
     else:
@@ -419,9 +501,10 @@ def drop_psc(tlb):
 
 @JIT
 def invlpg(reg, tlb, gva):
-    """INVLPG: the page, global or not, and every paging-structure-cache entry."""
+    """INVLPG: the page, global or not, and (on x86) every paging-structure-cache entry."""
     drop_page(reg, tlb, (gva >> 12) & PAGE_MASK)
-    drop_psc(tlb)
+    if DROPS_UPPER:
+        drop_psc(tlb)
 
 
 @JIT
@@ -490,7 +573,7 @@ def run_block(ram64, ram32, flags, reg, tlb, pages, runs, used, start, stop, sal
         run = runs[i]
         kind = run & 3
         vpn = pages[run >> 40]
-        need = E_P | E_U
+        need = E_P | E_U | READABLE
         if kind == 1:
             need = E_P | E_U | E_W | E_D
         elif kind == 2:

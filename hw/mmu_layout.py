@@ -10,6 +10,7 @@ A key is `page number | tag << 36 | level << 60`; -1 is empty.
 
 # Rights in a TLB entry's value.
 E_P, E_W, E_U, E_D, E_G, E_X = 0x1, 0x2, 0x4, 0x40, 0x100, 0x200
+E_R, E_INVALID = 0x10, 0x20  # RISC-V: readable; and a cached entry that maps nothing
 
 # Words of the register file `reg`.
 R_ROOT, R_WP, R_PSE, R_PGE, R_NXE, R_PG = 0, 1, 2, 3, 4, 5
@@ -22,7 +23,9 @@ R_LEVEL, R_RIGHTS = 23, 15  # of the leaf the last `resolve` found
 R_PATH = 24  # addresses of the entries of the walk under way, by level
 R_ENTRY = 32  # and their values
 R_TOP = 40  # top-level entries, in formats that hold them in registers
-REG_WORDS = 44
+# RISC-V: sstatus.SUM and MXR; whether hardware sets A and D; whether it caches invalid entries.
+R_SUM, R_MXR, R_SETS_AD, R_KEEPS_INVALID = 44, 45, 46, 47
+REG_WORDS = 48
 
 MAX_RUN_COUNT = (1 << 26) - 1
 

@@ -7,6 +7,7 @@ root it was loaded under, that of a global entry belongs to the logical CPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,39 @@ class Tlb:
         self.view[k.TLB_LARGE] = 0
         self.view[k.TLB_PSC] = geometry.psc_slots
         self.view[k.TLB_PSC_BASE] = psc_base
+
+    def drop(self, page: int | None, asid: int | None, shifts: Sequence[int]) -> None:
+        """Drop leaves by page number and address space; upper-level entries unless a page is given.
+
+        Args:
+            page: A 4 KiB page's number, or None for all.
+            asid: An address space's tag, whose global entries stay, or None for all.
+            shifts: For each level, how many bits of a page number lie inside its pages.
+        """
+        n, ways = self.geometry.entries, self.geometry.ways
+        for at in range(k.TLB_TAGS, k.TLB_TAGS + n):
+            key = self.view[at]
+            inside = key >> k.LEVEL_SHIFT
+            tag = key >> k.TAG_SHIFT & ((1 << (k.LEVEL_SHIFT - k.TAG_SHIFT)) - 1)
+            if key == -1 or (asid is not None and tag != asid):
+                continue
+            if page is None or key & k.VPN_MASK == page >> shifts[inside]:
+                self.view[at], self.view[at + n] = -1, -1
+        if page is None:
+            base = self.view[k.TLB_PSC_BASE]
+            keys = self.array[base:].reshape(-1, 2, max(1, self.geometry.psc_slots))[:, 0]
+            tags = keys >> k.TAG_SHIFT & ((1 << (k.LEVEL_SHIFT - k.TAG_SHIFT)) - 1)
+            keys[(tags == asid) if asid is not None else slice(None)] = -1
+        self._close_ranks(n, ways)
+
+    def _close_ranks(self, n: int, ways: int) -> None:
+        """Move live entries to the front of their sets, in order, and count the large ones."""
+        tags = self.array[k.TLB_TAGS : k.TLB_TAGS + n].reshape(-1, ways)
+        values = self.array[k.TLB_TAGS + n : k.TLB_TAGS + 2 * n].reshape(-1, ways)
+        order = np.argsort(tags == -1, axis=1, kind="stable")
+        tags[:] = np.take_along_axis(tags, order, axis=1)
+        values[:] = np.take_along_axis(values, order, axis=1)
+        self.view[k.TLB_LARGE] = int(np.count_nonzero(tags >> k.LEVEL_SHIFT > 0))
 
     def entries(self) -> dict[int, int]:
         """Return every live entry: key (page, tag, level) to value (frame, rights)."""

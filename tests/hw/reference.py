@@ -100,6 +100,44 @@ def walk_4level(read: Read, cr3: int, modes: Modes, gva: int, kind: int, user: b
     return Walked(physical, after=_accessed_and_dirty(path, kind))
 
 
+def walk_pae(
+    read: Read, registers: list[int], modes: Modes, gva: int, kind: int, user: bool
+) -> Walked:
+    """Translate by PAE paging; `registers` hold the PDPTEs, which have no rights and no A."""
+    code = (2 if kind == WRITE else 0) | (4 if user else 0)
+    if kind == FETCH and modes.nxe:
+        code |= 16
+    pdpte = registers[gva >> 30]
+    if pdpte & 1 == 0:
+        return Walked(None, code, gva)
+    reserved = 0x7FFF_FF00_0000_0000 | (0 if modes.nxe else 1 << 63)
+    pde_at = (pdpte & 0xFF_FFFF_F000) + 8 * (gva >> 21 & 511)
+    pde = read(pde_at)
+    path = [(pde_at, pde)]
+    if pde & 1 == 0:
+        return Walked(None, code, gva)
+    if pde & 0x80:
+        if pde & (reserved | 0x1F_E000):
+            return Walked(None, code | 9, gva)
+        physical = pde & 0xFF_FFE0_0000 | gva & 0x1F_FFFF
+    else:
+        if pde & reserved:
+            return Walked(None, code | 9, gva)
+        pte_at = (pde & 0xFF_FFFF_F000) + 8 * (gva >> 12 & 511)
+        pte = read(pte_at)
+        path.append((pte_at, pte))
+        if pte & 1 == 0:
+            return Walked(None, code, gva)
+        if pte & reserved:
+            return Walked(None, code | 9, gva)
+        physical = pte & 0xFF_FFFF_F000 | gva & 0xFFF
+    if not _permitted(path, modes, kind, user):
+        return Walked(None, code | 1, gva)
+    if kind == FETCH and modes.nxe and any(entry >> 63 for _, entry in path):
+        return Walked(None, code | 1, gva)
+    return Walked(physical, after=_accessed_and_dirty(path, kind))
+
+
 def _permitted(path: list[tuple[int, int]], modes: Modes, kind: int, user: bool) -> bool:
     may_user = all(entry & 4 for _, entry in path)
     may_write = all(entry & 2 for _, entry in path)
