@@ -95,6 +95,7 @@ class Machine:
             bugs=frozenset(config.guest_bugs),
             swap_pages=config.disk_mib << (20 - PAGE_SHIFT),
             user_frames=config.user_frames,
+            flush=config.guest_flush,
         )
         self.kernel = Kernel(spec, layout, config.vcpus, programs, options)
         self.ledger = ProcessLedger(spec, self.memory, self._swapped_page)
