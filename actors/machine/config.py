@@ -33,6 +33,9 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         disk_mib: Size of the virtual disk, the guest's swap space; 0: there is none.
         disk_latency: Progress between the start of a DMA transfer and its interrupt.
         user_frames: User page frames the guest uses at most, as if its RAM ended there; 0: all.
+        guest_flush: How the guest's CPUs come to flush what one of them unmaps: at once by
+            interrupt, with all others stopped first, many in one round, or each at its own next
+            CR3 load or timer tick, the frames waiting for it.
         max_progress: Progress of one VCPU at which the machine ends by name; 0 takes ten times the
             workload's recorded references plus 20 million.
         guest_bugs: Bugs the guest kernel is to have (`penumbra list faults`).
@@ -53,6 +56,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     disk_mib: int = 0
     disk_latency: int = 2_000
     user_frames: int = 0
+    guest_flush: Literal["eager", "quiesce", "batched", "lazy"] = "eager"
     spurious_faults: bool = False
     guest_bugs: tuple[str, ...] = ()
 

@@ -107,6 +107,7 @@ def build_machine(
         bugs=frozenset(machine.guest_bugs),
         swap_pages=machine.disk_mib * MIB >> PAGE_SHIFT,
         user_frames=machine.user_frames,
+        flush=machine.guest_flush,
     )
     kernel = Kernel(FORMATS[machine.paging], layout, machine.vcpus, [workload.program], options)
     built = Machine(

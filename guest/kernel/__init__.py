@@ -15,6 +15,7 @@ from penumbra.guest.kernel.process import Thread as Thread
 from penumbra.guest.kernel.vectors import VECTOR_DISK as VECTOR_DISK
 from penumbra.guest.kernel.vectors import VECTOR_RESCHEDULE as VECTOR_RESCHEDULE
 from penumbra.guest.kernel.vectors import VECTOR_SHOOTDOWN as VECTOR_SHOOTDOWN
+from penumbra.guest.kernel.vectors import VECTOR_STOP as VECTOR_STOP
 from penumbra.guest.kernel.vectors import VECTOR_TIMER as VECTOR_TIMER
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "VECTOR_DISK",
     "VECTOR_RESCHEDULE",
     "VECTOR_SHOOTDOWN",
+    "VECTOR_STOP",
     "VECTOR_TIMER",
     "BootMemory",
     "BootState",

@@ -80,6 +80,8 @@ class Faults:
                 reason = await self._resolve(thread, space, gva, error)
             except OutOfFrames:
                 await release(space.lock)
+                if await self._shootdown.settle_all(thread.cpu):
+                    continue
                 if not (self._paging.enabled and thread.may_sleep):
                     raise
                 continue

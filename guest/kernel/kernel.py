@@ -50,7 +50,7 @@ from penumbra.guest.kernel.slots import Slots
 from penumbra.guest.kernel.swap import SwapSpace
 from penumbra.guest.kernel.tables import AddressSpace, Tables
 from penumbra.guest.kernel.thread_calls import ThreadCalls
-from penumbra.guest.kernel.vectors import VECTOR_DISK, VECTOR_SHOOTDOWN
+from penumbra.guest.kernel.vectors import VECTOR_DISK, VECTOR_SHOOTDOWN, VECTOR_STOP
 from penumbra.guest.kernel.words import Words
 from penumbra.guest.programs.program import Program
 from penumbra.guest.threads import GuestCoroutine, KernelPanic
@@ -71,6 +71,7 @@ class KernelOptions:
         global_pages: Whether the kernel's window is mapped with G.
         bugs: Names of `GUEST_BUGS` to have.
         swap_pages: Blocks of the disk to swap to; 0: nothing is ever paged out.
+        flush: How other CPUs come to flush: one of `shootdown.FLUSHES`.
         user_frames: User frames to use at most, as if RAM ended there; 0: all.
     """
 
@@ -79,6 +80,7 @@ class KernelOptions:
     global_pages: bool = True
     bugs: frozenset[str] = field(default_factory=frozenset)
     swap_pages: int = 0
+    flush: str = "eager"
     user_frames: int = 0
 
 
@@ -119,7 +121,9 @@ class Kernel:
         self._window = KernelWindow(spec, layout, self.pool, global_pages=options.global_pages)
         self.tables = Tables(spec, layout, self.pool, self._window.root_entries)
         root_gpa = self._window.root_gpa
-        self.shootdown = Shootdown(words, root_gpa, options.flush_limit, options.bugs)
+        self.shootdown = Shootdown(
+            words, root_gpa, options.flush_limit, options.bugs, self.frames, options.flush, n_vcpus
+        )
         self.cache = PageCache(self.frames, self._areas)
         self.frames.reclaim = self.cache.reclaim
         slots = Slots(spec, layout, self._window.slots_table_gva)
@@ -130,6 +134,7 @@ class Kernel:
         )  # fmt: skip
         self.threads: dict[int, Thread] = {}
         self.scheduler = Scheduler(n_vcpus, root_gpa, options.timer_period, self._reap)
+        self.scheduler.flushed = self.shootdown.flushed
         self.disk = DiskDriver(self.scheduler)
         self.paging = Paging(
             self.tables, self.frames, self.cache, self.shootdown, words, self.swap, self.disk,
@@ -272,10 +277,13 @@ class Kernel:
     async def _interrupt(self, thread: Thread, vector: int) -> None:
         if vector == VECTOR_SHOOTDOWN:
             await self.shootdown.serve(thread.cpu)
+        elif vector == VECTOR_STOP:
+            await self.shootdown.serve_stop(thread.cpu)
         elif vector == VECTOR_DISK:
             await self.disk.serve()
             thread.cpu.must_schedule = True  # who slept goes before who computes
         else:
+            await self.shootdown.tick(thread.cpu)
             thread.cpu.must_schedule = True
         if thread.trapped_from_user:
             await self.processes.leave(thread)
@@ -321,7 +329,7 @@ def _call_table(
     """Return handler, least and most number of arguments by the call's name."""
     return {
         "mmap": (memory.mmap, 6, 6),
-        "munmap": (memory.munmap, 2, 2),
+        "munmap": (memory.munmap, 2, _MANY),
         "mprotect": (memory.mprotect, 3, 3),
         "mremap": (memory.mremap, 4, 5),
         "brk": (memory.brk, 1, 1),

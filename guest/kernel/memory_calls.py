@@ -7,7 +7,7 @@ Linux does.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from penumbra.guest.kernel.areas import (
     ANONYMOUS,
@@ -33,6 +33,20 @@ from penumbra.hw.operations import Exchange, Store
 
 EINVAL, ENOMEM = -22, -12
 _MREMAP_DONTUNMAP = 4
+
+
+@dataclass
+class _Gathered:
+    """What several unmappings have taken and nobody may get before the one flush for all."""
+
+    vpns: list[int] = field(default_factory=list)
+    gfns: list[int] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+    def add(self, vpns: list[int], gfns: list[int], tables: list[Table]) -> None:
+        self.vpns += vpns
+        self.gfns += gfns
+        self.tables += tables
 
 
 class MemoryCalls:
@@ -78,6 +92,7 @@ class MemoryCalls:
         else:
             first = self._gap(space, n_pages)
         if first is not None:
+            await self._shootdown.settle(thread.cpu, space, first, n_pages)
             shared = bool(flags & MAP_SHARED)
             if file_id < 0:
                 file_id, offset = (self._cache.new_object() if shared else ANONYMOUS), 0
@@ -86,14 +101,25 @@ class MemoryCalls:
         return ENOMEM if first is None else first << PAGE_SHIFT
 
     async def munmap(self, thread: Thread, args: tuple[int, ...]) -> int:
-        """(address, length) -> 0."""
-        address, length = args
-        n_pages = _pages(length)
-        if not self._allowed(address >> PAGE_SHIFT, n_pages) or address % PAGE_BYTES:
+        """(address, length, and as many more pairs as wanted) -> 0."""
+        ranges = [
+            (address >> PAGE_SHIFT, _pages(length))
+            for address, length in zip(args[::2], args[1::2], strict=False)
+        ]
+        if len(args) % 2 or any(address % PAGE_BYTES for address in args[::2]):
+            return EINVAL
+        if not all(self._allowed(first, n_pages) for first, n_pages in ranges):
             return EINVAL
         space = _space(thread)
         await acquire(space.lock)
-        await self.unmap(thread.cpu, space, address >> PAGE_SHIFT, n_pages)
+        gathered = _Gathered() if self._shootdown.gathers else None
+        for first, n_pages in ranges:
+            await self.unmap(thread.cpu, space, first, n_pages, gathered)
+        if gathered and gathered.vpns:
+            await self._flush(thread.cpu, space, sorted(gathered.vpns))
+        if gathered:
+            self._drop_frames(gathered.gfns)
+            self._drop_tables(gathered.tables)
         await release(space.lock)
         return 0
 
@@ -106,6 +132,7 @@ class MemoryCalls:
         space = _space(thread)
         await acquire(space.lock)
         lowered: list[int] = []
+        await self._shootdown.stop_others(thread.cpu)
         for area in space.areas.remove(first, first + n_pages):
             new_area = replace(area, prot=prot & 7)
             space.areas.insert(new_area)
@@ -114,6 +141,8 @@ class MemoryCalls:
                     lowered.append(slot.vpn)
         if lowered:
             await self._flush(thread.cpu, space, lowered)
+        else:
+            await self._shootdown.resume_others(thread.cpu)
         await release(space.lock)
         return 0
 
@@ -151,6 +180,8 @@ class MemoryCalls:
         old, new = _pages(space.heap_end), _pages(wanted)
         if not space.heap_end:
             old = new
+        if new > old:
+            await self._shootdown.settle(thread.cpu, space, old, new - old)
         if new > old and self._allowed(old, new - old):
             at = old
             for taken in [*space.areas.overlapping(old, new), None]:
@@ -164,15 +195,24 @@ class MemoryCalls:
         await release(space.lock)
         return wanted
 
-    async def unmap(self, cpu: Cpu, space: AddressSpace, first: int, n_pages: int) -> None:
+    async def unmap(
+        self,
+        cpu: Cpu,
+        space: AddressSpace,
+        first: int,
+        n_pages: int,
+        gathered: _Gathered | None = None,
+    ) -> None:
         """Take pages out of an address space, flush, and give what they held away.
 
-        The caller holds the lock; interrupts are enabled.
+        The caller holds the lock; interrupts are enabled. With `gathered` the flush and the giving
+        away are the caller's, for all that was gathered there.
         """
         stop = first + n_pages
         areas = space.areas.remove(first, stop)
         width = self._tables.entry_bytes
         vpns, gfns = [], []
+        await self._shootdown.stop_others(cpu)
         for slot in self._tables.live(space, first, stop):
             slot.table.live.discard(slot.position)
             entry: int = await Exchange(slot.gva, width, 0)
@@ -186,9 +226,20 @@ class MemoryCalls:
         if "reuse-before-flush" in self._bugs:
             self._drop_frames(gfns)
         unlinked = await self._tables.unlink_empty(space, first, stop)
+        if gathered is not None:
+            gathered.add(vpns or [first] * bool(unlinked), gfns, unlinked)
+            for area in areas:
+                self._cache.forget_object(area.file_id)
+            return
         if vpns or unlinked:
             held = vpns or [first]
-            await self._shootdown.flush(cpu, space, held[0], held[-1] - held[0] + 1)
+            n_held = held[-1] - held[0] + 1
+            if not unlinked and await self._shootdown.defer(cpu, space, held[0], n_held, gfns):
+                gfns = []
+            else:
+                await self._shootdown.flush(cpu, space, held[0], n_held)
+        else:
+            await self._shootdown.resume_others(cpu)
         if "reuse-before-flush" not in self._bugs:
             self._drop_frames(gfns)
         self._drop_tables(unlinked)
@@ -255,6 +306,7 @@ class MemoryCalls:
             for slot in self._tables.live(space, old, old + n_kept):
                 await self._tables.make(space, slot.vpn - old + new)
             await self._move(cpu, space, old, n_kept, new, keep=bool(flags & _MREMAP_DONTUNMAP))
+        await self._shootdown.settle(cpu, space, new, n_new)
         if n_new > n_old:
             await self.unmap(cpu, space, new + n_old, n_new - n_old)
             last = space.areas.find(new + n_old - 1)
@@ -276,6 +328,7 @@ class MemoryCalls:
                 space.areas.insert(area)
         width = self._tables.entry_bytes
         moved = []
+        await self._shootdown.stop_others(cpu)
         for slot in self._tables.live(space, old, old + n_pages):
             slot.table.live.discard(slot.position)
             entry: int = await Exchange(slot.gva, width, 0)
@@ -288,6 +341,8 @@ class MemoryCalls:
         unlinked = await self._tables.unlink_empty(space, old, old + n_pages)
         if moved or unlinked:
             await self._flush(cpu, space, moved or [old])
+        else:
+            await self._shootdown.resume_others(cpu)
         self._drop_tables(unlinked)
 
     def _new_place(self, space: AddressSpace, old: int, n_old: int, n_new: int, flags: int) -> int:

@@ -138,6 +138,8 @@ class Paging:
         while self.enabled and self._frames.n_free < self._reserve:
             if self._cache.reclaim():
                 continue  # what nobody maps goes before what somebody may need next
+            if await self._shootdown.settle_all(thread.cpu):
+                continue
             batch = await self._pick(thread)
             if batch:
                 await self._send(thread, batch)

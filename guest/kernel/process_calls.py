@@ -165,6 +165,7 @@ class ProcessCalls:
         new.heap_end = old.heap_end
         lowered: list[int] = []
         failure: OutOfMemory | None = None
+        await self._shootdown.stop_others(thread.cpu)
         for area in old.areas:
             new.areas.insert(area)
             if area.shared or failure:
@@ -177,6 +178,8 @@ class ProcessCalls:
             first, n_pages = lowered[0], lowered[-1] - lowered[0] + 1
             await self._shootdown.flush(thread.cpu, old, first, n_pages)
             await self._shootdown.flush_late(thread.cpu, old, first, n_pages)
+        else:
+            await self._shootdown.resume_others(thread.cpu)
         if failure:
             raise failure
 

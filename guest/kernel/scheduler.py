@@ -43,6 +43,7 @@ class Scheduler:
         self._kernel_root_gpa = kernel_root_gpa
         self._timer_period = timer_period
         self._reap = reap
+        self.flushed: Callable[[Cpu], None] = lambda _: None
 
     def place(self, thread: Thread) -> int:
         """Put a runnable thread into a queue.
@@ -131,6 +132,7 @@ class Scheduler:
             space.cpus |= cpu.bit
         cpu.space = space
         await LoadControl(3, self._kernel_root_gpa if space is None else space.root_gpa)
+        self.flushed(cpu)
         if old is not None:
             old.cpus &= ~cpu.bit
 

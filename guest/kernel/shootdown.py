@@ -8,6 +8,18 @@ the interrupt, flushes its own TLB meanwhile, and spins with interrupts enabled 
 set: so two CPUs that want to shoot at each other both get through. Only CPUs that may have the
 address space loaded are asked; an idle CPU has the kernel's root loaded and is never asked.
 
+Four ways (`FLUSHES`), each right when the call that changed a mapping returns:
+
+eager     as above, one round for each call
+quiesce   every other CPU is stopped in its handler before the first entry changes, and flushes
+          when it is let go: no CPU runs while the tables change
+batched   a call that unmaps many ranges flushes once for all of them, in one round, and gives
+          frames and tables away only after that; else one round for each range
+lazy      unmapping asks nobody: each CPU flushes at its own next CR3 load or timer tick, and only
+          when all have are the frames given away. Until then the pages may not be mapped anew;
+          whoever wants to, or finds memory short, flushes eagerly first. Taking rights away, moving
+          and sharing are eager: there the old mapping must not be used when the call returns
+
 INVLPG of any address also drops the paging-structure caches, and so does a CR3 load: after a flush
 no CPU can still walk a table that was unlinked before it.
 
@@ -16,10 +28,13 @@ Source: A40 ¶30.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from penumbra.guest.kernel.frames import Frames
 from penumbra.guest.kernel.layout import MAX_VCPUS
 from penumbra.guest.kernel.process import Cpu
 from penumbra.guest.kernel.tables import AddressSpace
-from penumbra.guest.kernel.vectors import VECTOR_SHOOTDOWN
+from penumbra.guest.kernel.vectors import VECTOR_SHOOTDOWN, VECTOR_STOP
 from penumbra.guest.kernel.words import WORD_BYTES, Words, acquire, release
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT
 from penumbra.hw.operations import (
@@ -33,6 +48,21 @@ from penumbra.hw.operations import (
 )
 
 _ACK_WORDS = MAX_VCPUS // 8
+_STOPPED, _FLUSHED = 1, 2
+_NOTHING = 1 << 63
+_EVERYTHING = 0
+FLUSHES = ("eager", "quiesce", "batched", "lazy")
+
+
+@dataclass(eq=False, slots=True)
+class _Debt:
+    """Frames that are given away when the CPUs of the bit set have flushed."""
+
+    space: AddressSpace
+    first: int
+    stop: int
+    cpus: int
+    gfns: list[int]
 
 
 class Shootdown:
@@ -42,20 +72,47 @@ class Shootdown:
 
     Attributes:
         flush_limit: Ranges of more pages are flushed by a CR3 load.
-        n_requests: Shootdowns that had to ask another CPU.
+        n_requests: Shootdowns that had to ask another CPU: rounds of interrupts.
+        n_deferred: Unmappings that asked nobody (lazy).
     """
 
     def __init__(
-        self, words: Words, kernel_root_gpa: int, flush_limit: int, bugs: frozenset[str]
+        self,
+        words: Words,
+        kernel_root_gpa: int,
+        flush_limit: int,
+        bugs: frozenset[str],
+        frames: Frames,
+        way: str = "eager",
+        n_cpus: int = 1,
     ) -> None:
+        """Take the words of the protocol.
+
+        Raises:
+            ValueError: There is no such way to flush.
+        """
+        if way not in FLUSHES:
+            raise ValueError(f"no such flush {way!r} (known: {', '.join(FLUSHES)})")
         assert 1 <= flush_limit < PAGE_BYTES
-        self._lock = words.take_run(2 + _ACK_WORDS)
+        self._lock = words.take_run(3 + _ACK_WORDS)
+        self._go = self._lock + (2 + _ACK_WORDS) * WORD_BYTES
+        self._frames = frames
+        self._way = way
+        self._all_cpus = (1 << n_cpus) - 1
+        self._stopper: Cpu | None = None
+        self._debts: list[_Debt] = []
+        self.n_deferred = 0
         self._request = self._lock + WORD_BYTES
         self._acks = self._lock + 2 * WORD_BYTES
         self._kernel_root_gpa = kernel_root_gpa
         self.flush_limit = flush_limit
         self._bugs = bugs
         self.n_requests = 0
+
+    @property
+    def gathers(self) -> bool:
+        """Whether many unmappings of one call are to share one flush."""
+        return self._way == "batched"
 
     async def flush(self, cpu: Cpu, space: AddressSpace, first: int, n_pages: int) -> None:
         """Make every CPU forget what it cached of `n_pages` pages from `first` on.
@@ -67,7 +124,10 @@ class Shootdown:
             n_pages -= 1
             if not n_pages:
                 return
-        request = first << PAGE_SHIFT | n_pages if n_pages <= self.flush_limit else 0
+        request = first << PAGE_SHIFT | n_pages if n_pages <= self.flush_limit else _EVERYTHING
+        if self._stopper is cpu:
+            await self._let_go(cpu, space, request)
+            return
         targets = space.cpus & ~cpu.bit
         if not targets or self._bugs & {"skip-shootdown", "late-shootdown"}:
             await self._flush_own(cpu, space, request)
@@ -85,6 +145,13 @@ class Shootdown:
         self.n_requests += 1
         was_enabled = await SetInterrupts(True)
         await acquire(self._lock)
+        await self._round(cpu, space, request, targets)
+        await release(self._lock)
+        if not was_enabled:
+            await SetInterrupts(False)
+
+    async def _round(self, cpu: Cpu, space: AddressSpace, request: int, targets: int) -> None:
+        """Ask `targets`, flush here, and wait for their answers. The caller holds the lock."""
         awaited = _awaited_bytes(targets)
         for gva, _ in awaited:
             await Store(self._acks + gva, WORD_BYTES, 0)
@@ -93,9 +160,124 @@ class Shootdown:
         await self._flush_own(cpu, space, request)
         for gva, mask in awaited:
             await SpinUntil(self._acks + gva, WORD_BYTES, mask, mask)
+
+    # -- quiesce ----------------------------------------------------------------------------------
+
+    async def stop_others(self, cpu: Cpu) -> None:
+        """Stop every other CPU before entries change; `flush` or `resume_others` lets them go.
+
+        The caller takes no lock meanwhile: a stopped CPU may hold it.
+        """
+        others = self._all_cpus & ~cpu.bit
+        if self._way != "quiesce" or not others:
+            return
+        self.n_requests += 1
+        assert await SetInterrupts(True)
+        await acquire(self._lock)
+        self._stopper = cpu
+        await Store(self._go, WORD_BYTES, 0)
+        for at, _ in _awaited_bytes(others):
+            await Store(self._acks + at, WORD_BYTES, 0)
+        await SendIpi(others, VECTOR_STOP)
+        await self._await_all(others, _STOPPED)
+
+    async def resume_others(self, cpu: Cpu) -> None:
+        """Let the others go without a flush: nothing has changed that they could have cached."""
+        if self._stopper is cpu:
+            await self._let_go(cpu, None, _NOTHING)
+
+    async def _let_go(self, cpu: Cpu, space: AddressSpace | None, request: int) -> None:
+        others = self._all_cpus & ~cpu.bit
+        was_enabled = await SetInterrupts(True)
+        await Store(self._request, WORD_BYTES, request)
+        await Store(self._go, WORD_BYTES, 1)
+        if space is not None:
+            await self._flush_own(cpu, space, request)
+        await self._await_all(others, _FLUSHED)
+        self._stopper = None
         await release(self._lock)
         if not was_enabled:
             await SetInterrupts(False)
+
+    async def serve_stop(self, cpu: Cpu) -> None:
+        """Handle the stop interrupt: stand still until let go, then flush."""
+        await Store(self._acks + cpu.cpu_id, 1, _STOPPED)
+        await SpinUntil(self._go, WORD_BYTES, 1, 1)
+        request: int = await Load(self._request, WORD_BYTES)
+        if request != _NOTHING:
+            await self._invalidate(cpu, request)
+        await Store(self._acks + cpu.cpu_id, 1, _FLUSHED)
+
+    async def _await_all(self, cpus: int, value: int) -> None:
+        for at, mask in _awaited_bytes(cpus):
+            await SpinUntil(self._acks + at, WORD_BYTES, mask * 0xFF, mask * value)
+
+    # -- lazy -------------------------------------------------------------------------------------
+
+    async def defer(
+        self, cpu: Cpu, space: AddressSpace, first: int, n_pages: int, gfns: list[int]
+    ) -> bool:
+        """Flush here alone and keep the frames until the others have; tell whether that was done.
+
+        If not the caller has to flush and to give the frames away.
+        """
+        targets = space.cpus & ~cpu.bit
+        if self._way != "lazy" or not targets or self._bugs:
+            return False
+        self.n_deferred += 1
+        self._debts.append(_Debt(space, first, first + n_pages, targets, gfns))
+        await self._flush_own(
+            cpu,
+            space,
+            first << PAGE_SHIFT | n_pages if n_pages <= self.flush_limit else _EVERYTHING,
+        )
+        return True
+
+    def flushed(self, cpu: Cpu) -> None:
+        """This CPU has just loaded CR3: its part of every debt is paid."""
+        for debt in self._debts:
+            debt.cpus &= ~cpu.bit
+        self._give_paid()
+
+    async def tick(self, cpu: Cpu) -> None:
+        """At a timer tick, flush if somebody waits for this CPU."""
+        if any(debt.cpus & cpu.bit for debt in self._debts):
+            await self._invalidate(cpu, _EVERYTHING)
+            self.flushed(cpu)
+
+    async def settle(self, cpu: Cpu, space: AddressSpace, first: int, n_pages: int) -> None:
+        """Flush eagerly what is owed of these pages: they are to be mapped anew."""
+        while owed := [
+            debt
+            for debt in self._debts
+            if debt.space is space and debt.first < first + n_pages and first < debt.stop
+        ]:
+            await self._pay(cpu, owed)
+
+    async def settle_all(self, cpu: Cpu) -> bool:
+        """Flush eagerly all that is owed: memory is short. Tell whether anything was."""
+        owed = list(self._debts)
+        if owed:
+            await self._pay(cpu, owed)
+        return bool(owed)
+
+    async def _pay(self, cpu: Cpu, debts: list[_Debt]) -> None:
+        for debt in debts:
+            targets = debt.cpus & ~cpu.bit
+            if debt.cpus & cpu.bit:
+                await self._invalidate(cpu, _EVERYTHING)
+            if targets:
+                await self._ask(cpu, debt.space, _EVERYTHING, targets)
+            debt.cpus = 0
+        self._give_paid()
+
+    def _give_paid(self) -> None:
+        for debt in [debt for debt in self._debts if not debt.cpus]:
+            self._debts.remove(debt)
+            for gfn in debt.gfns:
+                self._frames.drop(gfn)
+
+    # -- one round --------------------------------------------------------------------------------
 
     async def serve(self, cpu: Cpu) -> None:
         """Handle the shootdown interrupt: flush, then acknowledge."""
