@@ -1,8 +1,9 @@
 """Recordings of real programs: the `.trace` container and the importer of valgrind's lackey logs.
 
 Reading order: `recording` (what a recording is), `container` (the file), then `lackey` with
-`logtext` (bytes to references), `runs` (references to runs), `syscalls` and `calls` (printed calls
-to modelled ones), `family` (who forked whom); `images` derives what the streams and calls imply.
+`logtext` and `scan` (bytes to references; `compiled` is the way to numba), `runs` (references to
+runs), `syscalls` and `calls` (printed calls to modelled ones), `family` (who forked whom); `images`
+derives what the streams and calls imply.
 """
 
 from penumbra.guest.traces.container import read_recording as read_recording

@@ -9,7 +9,8 @@ A log starts where its process last executed a program, or at its fork where it 
 cuts off what the same process logged before. Forks in the part cut off are not lost, as each log
 names its parent: such a child is taken to have been forked at the start of what is left, and to
 start with an image of its own. References beyond the user's address space, which can only have
-faulted, are left out.
+faulted, are left out. A segment that a 32-bit program attaches through `ipc` counts as part of its
+image, and so as private: the address is returned in memory, which a log does not show.
 """
 
 from __future__ import annotations
