@@ -277,7 +277,7 @@ class Box(Channel, Generic[T]):
         """
         if self.items or self.control or self.closed:
             await anyio.lowlevel.checkpoint()
-            self._loop_turned()
+            self._consumer_turned()
             return
         if self.wake is not None:
             raise anyio.BusyResourceError("waiting for messages at")
@@ -287,7 +287,12 @@ class Box(Channel, Generic[T]):
         finally:
             if self.wake is wake:
                 self.wake = None
-        self._loop_turned()
+        self._consumer_turned()
+
+    def _consumer_turned(self) -> None:
+        # Under a conductor no sender's way may depend on when the loop let the consumer run.
+        if self._settle is None:
+            self._loop_turned()
 
     def rouse(self) -> None:
         """Wake the consumer if it waits, whether or not there is something to take."""

@@ -331,7 +331,7 @@ class Supervisor:
 
     def spawn(
         self,
-        make: Callable[[], Actor[M, R]] | Callable[[], AsyncActor[M, R]],
+        make: Callable[[], Actor[M, R] | AsyncActor[M, R]],
         name: str | None = None,
         *,
         bound: int = DEFAULT_BOUND,
