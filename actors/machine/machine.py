@@ -83,8 +83,9 @@ class Machine:
         self.kernel = Kernel(spec, layout, config.vcpus, programs, options)
         self.ledger = ProcessLedger(spec, self.memory)
         geometry = TlbGeometry(config.tlb_entries, config.tlb_ways, config.psc_slots)
+        tlbs = [Tlb(spec, geometry) for _ in range(0, config.vcpus, config.smt)]
         self.cpus = [
-            PhysicalCpu(i, spec, self.ram, Tlb(spec, geometry), streams)
+            PhysicalCpu(i, spec, self.ram, tlbs[i // config.smt], streams)
             for i in range(config.vcpus)
         ]
         self.observer.watch_cpus(self.cpus)
