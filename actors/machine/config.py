@@ -27,6 +27,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         ram_mib: Guest RAM; 0 takes what the workload needs.
         pool_mib: Guest frames reserved for page tables; 0 takes an eighth of RAM, at least 8.
         tlb_entries, tlb_ways, psc_slots: Geometry of each CPU's TLB and paging-structure cache.
+        smt: Neighbouring CPUs that share one TLB (A40 Fig. 4); 1: each has its own.
         quantum: Progress after which the conductor chooses again.
         timer_period: Progress between the guest's timer interrupts.
         ipi_latency: Progress between the sending of an IPI and its arrival.
@@ -49,6 +50,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     tlb_entries: int = 512
     tlb_ways: int = 8
     psc_slots: int = 16
+    smt: int = 1
     quantum: int = 10_000
     timer_period: int = 100_000
     ipi_latency: int = 200
@@ -64,6 +66,8 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         """Say in one line what cannot be built, naming the field; None if nothing."""
         if not 1 <= self.vcpus <= 16:
             return f"machine.vcpus is {self.vcpus}: must be 1 .. 16"
+        if self.smt not in (1, 2, 4):
+            return f"machine.smt is {self.smt}: must be 1, 2 or 4"
         for name in ("quantum", "timer_period"):
             if getattr(self, name) < 1:
                 return f"machine.{name} is {getattr(self, name)}: must be at least 1"

@@ -107,7 +107,8 @@ class Machine:
         self.ledger = ProcessLedger(spec, self.memory, self._swapped_page)
         geometry = TlbGeometry(config.tlb_entries, config.tlb_ways, config.psc_slots)
         tlbs = [Tlb(spec, geometry) for _ in range(config.vcpus)]
-        for group in siblings:
+        n, smt = config.vcpus, config.smt
+        for group in siblings or [range(i, min(i + smt, n)) for i in range(0, n, smt)]:
             for i in group:
                 tlbs[i] = tlbs[group[0]]
         self.cpus = [PhysicalCpu(i, spec, self.ram, tlb, streams) for i, tlb in enumerate(tlbs)]
