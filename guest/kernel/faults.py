@@ -203,6 +203,31 @@ class Faults:
         await self._slots.fill(thread.cpu, gfn, page_word(file_id, page))
         return self._cache.offer(file_id, page, gfn)
 
+    async def read_page(self, thread: Thread, file_id: int, page: int, dst_gfn: int) -> None:
+        """Copy a file's page to a frame. Leaves interrupts disabled; no lock is held.
+
+        Raises:
+            OutOfMemory: With nothing done.
+        """
+        await self._paging.make_room(thread)
+        gfn = await self._cached(thread, file_id, page)
+        await self._slots.copy(thread.cpu, dst_gfn, gfn)
+        self._frames.drop(gfn)
+
+    async def write_page(
+        self, thread: Thread, file_id: int, page: int, src_gfn: int, n_bytes: int
+    ) -> None:
+        """Replace the first bytes of a file's page. Leaves interrupts disabled.
+
+        Raises:
+            OutOfMemory: With nothing done.
+        """
+        await self._paging.make_room(thread)
+        gfn = await self._cached(thread, file_id, page)
+        self._cache.written(file_id, page)
+        await self._slots.copy(thread.cpu, gfn, src_gfn, n_bytes)
+        self._frames.drop(gfn)
+
     async def _adjust(
         self,
         thread: Thread,

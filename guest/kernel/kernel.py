@@ -37,6 +37,7 @@ from penumbra.guest.kernel.boot import (
 from penumbra.guest.kernel.bugs import check_bugs
 from penumbra.guest.kernel.disk import DiskDriver
 from penumbra.guest.kernel.faults import Faults
+from penumbra.guest.kernel.file_calls import FileCalls
 from penumbra.guest.kernel.frames import Frames, OutOfMemory, TablePool
 from penumbra.guest.kernel.layout import MAX_VCPUS, Layout
 from penumbra.guest.kernel.memory_calls import MemoryCalls
@@ -150,7 +151,8 @@ class Kernel:
             self.paging, self.swap,
         )  # fmt: skip
         self._thread_calls = ThreadCalls(self.processes, self.scheduler, words, self.paging)
-        self._calls = _call_table(memory, self.processes, self._thread_calls)
+        self._file_calls = FileCalls(memory, self.faults, self.pool, layout)
+        self._calls = _call_table(memory, self.processes, self._thread_calls, self._file_calls)
 
     @property
     def n_frames(self) -> int:
@@ -232,7 +234,9 @@ class Kernel:
     async def _page_fault(self, thread: Thread, gva: int, error: int) -> None:
         if not error & PF_U and not (thread.user_access and not self.layout.in_window(gva)):
             raise KernelPanic(f"kernel page fault at {gva:#x}, error {error:#x}")
-        if error & PF_RSVD:
+        if error & PF_U and self.layout.in_window(gva):
+            reason = f"segmentation fault: user access to the kernel's page at {gva:#x}"
+        elif error & PF_RSVD:
             reason = f"reserved bit set in the page tables of {gva:#x}"
         else:
             await SetInterrupts(True)
@@ -243,6 +247,7 @@ class Kernel:
         if reason:
             if thread.user_access:
                 await self._thread_calls.abandon_user_access(thread)
+                await self._file_calls.drop_bounce(thread)
             await self.processes.kill(thread, reason)
         if thread.trapped_from_user:
             await self.processes.leave(thread)
@@ -271,6 +276,7 @@ class Kernel:
         try:
             return await handler(thread, args)
         except OutOfMemory as error:
+            await self._file_calls.drop_bounce(thread)
             await self.processes.kill(thread, str(error))
             return None
 
@@ -324,7 +330,7 @@ _MANY = 64
 
 
 def _call_table(
-    memory: MemoryCalls, processes: ProcessCalls, threads: ThreadCalls
+    memory: MemoryCalls, processes: ProcessCalls, threads: ThreadCalls, files: FileCalls
 ) -> dict[str, tuple[_Handler | None, int, int]]:
     """Return handler, least and most number of arguments by the call's name."""
     return {
@@ -344,5 +350,7 @@ def _call_table(
         "yield": (threads.yield_cpu, 0, 0),
         "futex_wait": (threads.futex_wait, 2, 2),
         "futex_wake": (threads.futex_wake, 2, 2),
+        "pread": (files.pread, 4, 4),
+        "pwrite": (files.pwrite, 4, 4),
         "getpid": (processes.getpid, 0, 0),
     }

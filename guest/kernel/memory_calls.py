@@ -85,7 +85,7 @@ class MemoryCalls:
         await acquire(space.lock)
         first: int | None = address >> PAGE_SHIFT
         if flags & MAP_FIXED:
-            if not self._allowed(first, n_pages):
+            if not self.allowed(first, n_pages):
                 first = None
             else:
                 await self.unmap(thread.cpu, space, address >> PAGE_SHIFT, n_pages)
@@ -108,7 +108,7 @@ class MemoryCalls:
         ]
         if len(args) % 2 or any(address % PAGE_BYTES for address in args[::2]):
             return EINVAL
-        if not all(self._allowed(first, n_pages) for first, n_pages in ranges):
+        if not all(self.allowed(first, n_pages) for first, n_pages in ranges):
             return EINVAL
         space = _space(thread)
         await acquire(space.lock)
@@ -127,7 +127,7 @@ class MemoryCalls:
         """(address, length, prot) -> 0; pages where nothing is mapped are passed over."""
         address, length, prot = args
         first, n_pages = address >> PAGE_SHIFT, _pages(length)
-        if not self._allowed(first, n_pages) or address % PAGE_BYTES:
+        if not self.allowed(first, n_pages) or address % PAGE_BYTES:
             return EINVAL
         space = _space(thread)
         await acquire(space.lock)
@@ -150,14 +150,14 @@ class MemoryCalls:
         """(old, old length, new length, flags, new address with MREMAP_FIXED) -> new address."""
         old_address, old_length, new_length, flags = args[:4]
         old, n_old, n_new = old_address >> PAGE_SHIFT, _pages(old_length), _pages(new_length)
-        if not (self._allowed(old, n_old) and n_new) or old_address % PAGE_BYTES:
+        if not (self.allowed(old, n_old) and n_new) or old_address % PAGE_BYTES:
             return EINVAL
         space = _space(thread)
         await acquire(space.lock)
         if flags & MREMAP_FIXED:
             new = args[4] >> PAGE_SHIFT
             apart = new == old or new + n_new <= old or old + n_old <= new
-            fits = apart and self._allowed(new, n_new)
+            fits = apart and self.allowed(new, n_new)
         else:
             new = self._new_place(space, old, n_old, n_new, flags)
             fits = new >= 0
@@ -182,7 +182,7 @@ class MemoryCalls:
             old = new
         if new > old:
             await self._shootdown.settle(thread.cpu, space, old, new - old)
-        if new > old and self._allowed(old, new - old):
+        if new > old and self.allowed(old, new - old):
             at = old
             for taken in [*space.areas.overlapping(old, new), None]:
                 stop = taken.first if taken else new
@@ -350,9 +350,7 @@ class MemoryCalls:
         if n_new <= n_old:
             return old
         beyond = old + n_old
-        if self._allowed(beyond, n_new - n_old) and not space.areas.overlapping(
-            beyond, old + n_new
-        ):
+        if self.allowed(beyond, n_new - n_old) and not space.areas.overlapping(beyond, old + n_new):
             return old
         gap = self._gap(space, n_new) if flags & MREMAP_MAYMOVE else None
         return -1 if gap is None else gap
@@ -361,7 +359,7 @@ class MemoryCalls:
         base = self._layout.user_base >> PAGE_SHIFT
         return space.areas.gap(n_pages, base, self._limit, self._hole)
 
-    def _allowed(self, first: int | None, n_pages: int) -> bool:
+    def allowed(self, first: int | None, n_pages: int) -> bool:
         """Tell whether a non-empty page range lies in user addresses, clear of the window."""
         if first is None or n_pages <= 0 or first < 0 or first + n_pages > self._limit:
             return False

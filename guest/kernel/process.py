@@ -48,6 +48,7 @@ class Thread(GuestThread):
         cpu: Where it runs or last ran.
         on_cpu: Set from the moment a CPU chose it until that CPU runs on another thread's stack.
         user_access: A system call is using a user address; a fault there is the program's.
+        bounce: Pool frame that a call of this thread moves data through.
         may_sleep: False while such an access is made with a lock held.
     """
 
@@ -66,6 +67,7 @@ class Thread(GuestThread):
         self.joiners: list[Thread] = []
         self.user_access = False
         self.may_sleep = True
+        self.bounce: int | None = None
 
 
 @dataclass(eq=False, slots=True)

@@ -26,11 +26,11 @@ class Slots:
         gva = await self._map(cpu, 0, gfn)
         await Fill(gva, PAGE_BYTES, word)
 
-    async def copy(self, cpu: Cpu, dst_gfn: int, src_gfn: int) -> None:
-        """Copy one user frame to another."""
+    async def copy(self, cpu: Cpu, dst_gfn: int, src_gfn: int, n_bytes: int = PAGE_BYTES) -> None:
+        """Copy the first bytes of one frame to another."""
         dst = await self._map(cpu, 0, dst_gfn)
         src = await self._map(cpu, 1, src_gfn)
-        await Copy(dst, src, PAGE_BYTES)
+        await Copy(dst, src, n_bytes)
 
     async def _map(self, cpu: Cpu, which: int, gfn: int) -> int:
         number = cpu.cpu_id * SLOTS_PER_VCPU + which

@@ -342,8 +342,12 @@ class FlatMachine:
                 self.ram[gpa : gpa + n_bytes] = value.to_bytes(8, "little") * (n_bytes // 8)
                 vcpu.progress += n_bytes // 8
             case op.Copy(dst, src, n_bytes):
-                source, target = self.translate(vcpu, src, False), self.translate(vcpu, dst, True)
-                self.ram[target : target + n_bytes] = self.ram[source : source + n_bytes]
+                words = [  # every page before the first byte moves: a fault begins again
+                    (self.translate(vcpu, src + at, False), self.translate(vcpu, dst + at, True))
+                    for at in range(0, n_bytes, 8)
+                ]
+                for source, target in words:
+                    self.ram[target : target + 8] = self.ram[source : source + 8]
                 vcpu.progress += n_bytes // 8
             case op.SpinUntil(gva, size, mask, value):
                 if self.read(self.translate(vcpu, gva, False), size) & mask != value:

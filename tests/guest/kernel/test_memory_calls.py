@@ -193,7 +193,7 @@ def test_the_kernels_window_can_neither_be_used_nor_mapped(spec: FormatSpec) -> 
         await saw(await mmap(window, 1), await Syscall("munmap", (window, PAGE)))
         await Load(window, 8)
 
-    reason = f"segmentation fault: nothing is mapped at {window:#x}"
+    reason = f"segmentation fault: user access to the kernel's page at {window:#x}"
     assert run(spec, script(main)) == ("finished", [(-12, -22)], [reason])
 
 
