@@ -84,14 +84,20 @@ def _print(findings: Sequence[Finding], *, quiet: bool) -> None:
             grid.rows.append(_row(name, [each for each in findings if each.scheme == name]))
         paper.grid(grid)
         for line in _notes(findings):
-            paper.line(line)
+            paper.line(_printable(line))
     for number, finding in enumerate(failed):
         explained = number < _N_EXPLAINED and not quiet
-        paper.line(f"FAILED {finding.test.id} under {finding.scheme}: {finding.test.title}")
+        named = f"FAILED {finding.test.id} under {finding.scheme}: {finding.test.title}"
+        paper.line(_printable(named))
         for line in _explanation(finding) if explained else ():
-            paper.line(f"  {line}")
+            paper.line(_printable(f"  {line}"))
     if quiet and not failed:
         paper.line(f"{len(findings)} passed")
+
+
+def _printable(line: str) -> str:
+    """Return a line without what a file's texts might tell a terminal to do."""
+    return "".join(sign if sign.isprintable() else "?" for sign in line)
 
 
 def _row(name: str, findings: Sequence[Finding]) -> list[str]:

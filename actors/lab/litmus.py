@@ -46,7 +46,7 @@ class Way:
 
 
 Build = Callable[..., Machine]
-MAX_SCHEDULES = 5_000
+MAX_SCHEDULES = 3_500  # two programs of seven operations without a barrier have 3432
 _SHADOW_PAGES, _MAX_PROGRESS = 64, 10_000
 _COSTS = CostProfile()
 

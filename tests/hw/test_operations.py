@@ -155,6 +155,7 @@ def test_beyond_ram_reads_are_all_ones_and_stores_vanish(rig: Rig) -> None:
     [
         o.Invlpg(0), o.LoadControl(3, 0), o.ReadControl(2), o.SendIpi(1, 32), o.Halt(),
         o.SetInterrupts(True), o.ArmTimer(5), o.TrapReturn(True, True), o.SwitchThread(1),
+        o.LoadPhysical(0, 4), o.StorePhysical(0, 4, 1), o.ExchangePhysical(0, 4, 1),
     ],
     ids=lambda work: type(work).__name__,
 )  # fmt: skip
@@ -163,6 +164,30 @@ def test_privileged_operations_exit_in_supervisor_mode_and_are_refused_to_users(
 ) -> None:
     assert rig.cpu.run(work, user=False) == Privileged()
     assert rig.cpu.run(work, user=True) == GeneralProtection(f"{type(work).__name__} in user mode")
+
+
+@pytest.mark.shows("H1")
+def test_a_physical_access_may_not_cross_a_page(rig: Rig) -> None:
+    refusal = GeneralProtection("a physical access crosses a page")
+    assert rig.cpu.run(o.LoadPhysical(PAGE - 4, 4), user=False) == Privileged()
+    assert rig.cpu.run(o.LoadPhysical(PAGE - 4, 8), user=False) == refusal
+
+
+@pytest.mark.shows("H1")
+def test_physical_operations_are_completed_where_their_address_lies(rig: Rig) -> None:
+    seen: list[tuple[int, int, int, int]] = []
+    rig.cpu.on_flagged = lambda *store: seen.append(store)
+    rig.ram.flags[40] = 1
+    at = 40 * PAGE + 8
+    for work, result in (
+        (o.StorePhysical(0x5008, 4, 7), 0),
+        (o.ExchangePhysical(0x5008, 4, 9), 7),
+        (o.LoadPhysical(0x5008, 4), 9),
+    ):
+        kind = READ if isinstance(work, o.LoadPhysical) else WRITE
+        assert rig.cpu.next_accesses(work, 0) == [(0x5008, 4, kind)]
+        assert rig.cpu.complete(work, 0, [at]) == (Done(result), 0)
+    assert seen == [(at, 4, 0, 7), (at, 4, 7, 9)]
 
 
 @pytest.mark.shows("H1")

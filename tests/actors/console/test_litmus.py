@@ -83,6 +83,12 @@ def test_a_failing_test_is_named_and_explained_with_its_schedule(penumbra: Penum
     )
 
 
+def test_a_file_cannot_write_to_the_terminal(penumbra: Penumbra) -> None:
+    Path("mine.json").write_text(json.dumps([_failing("\x1b[2J\nmade")]))
+    out = penumbra("litmus", "mine.json", "--scheme", "native", "--quiet")[1]
+    assert out == "FAILED ?[2J?made under native: too strict\n"
+
+
 def test_every_failing_test_is_named_and_twenty_are_explained(penumbra: Penumbra) -> None:
     Path("mine.json").write_text(json.dumps([_failing(f"t{n}") for n in range(23)]))
     code, out, _ = penumbra("litmus", "mine.json", "--scheme", "native")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penumbra.actors.vmm.memory import MemoryManagement, MonitorMemoryShortError
+from penumbra.actors.vmm.memory import UNBACKED, MemoryManagement, MonitorMemoryShortError
 from penumbra.hw.memory import Ram
 
 
@@ -58,3 +58,23 @@ def test_beyond_the_guests_memory_reads_are_ones_and_stores_vanish(size: int) ->
     memory.store(0x2010, size, 0x5A)
     assert memory.load(0x2010, size) == 0x5A
     assert memory.ram.load((memory.frame_view[2] << 12) + 0x10, size) == 0x5A
+
+
+@pytest.mark.shows("V3")
+@pytest.mark.parametrize("identity", [False, True])
+def test_guest_memory_may_have_holes(identity: bool) -> None:
+    ram = Ram(64 if identity else 8)
+    memory = MemoryManagement(ram, 64, identity=identity, seed=1, backed=[2, 5, 63])
+    memory.check()
+    assert [gfn for gfn, pfn in enumerate(memory.frame_map.tolist()) if pfn != UNBACKED] == [
+        2,
+        5,
+        63,
+    ]
+    assert list(memory.guest_of.values()) == [2, 5, 63]
+    if identity:
+        assert list(memory.guest_of) == [2, 5, 63]
+    memory.store(0x5008, 4, 7)
+    memory.store(0x6008, 4, 7)
+    assert (memory.load(0x5008, 4), memory.load(0x6008, 4)) == (7, 0xFFFFFFFF)
+    assert memory.hpa(0x6008) is None
