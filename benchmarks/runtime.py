@@ -2,7 +2,8 @@
 
     python -P benchmarks/runtime.py [--pairs N]
 
-tell: one-way messages to a live consumer, bound 64, counted until the last one has been handled.
+tell: one-way messages to a live consumer, bound 64, counted until the last one has been handled
+(with keys: or superseded). The actor that is told is supervised.
 ask: one question at a time, its reply awaited. Raw trio passes the object itself through a bounded
 memory channel (an ask: through two); an actor's message is typed, encoded and decoded each way.
 
@@ -27,7 +28,7 @@ import anyio
 import msgspec
 import trio
 
-from penumbra.actors.runtime import Actor, ActorSystem, Mailbox
+from penumbra.actors.runtime import Actor, ActorSystem, AsyncActor, Coalesce, Mailbox
 
 BOUND = 64
 N_TELL, N_ASK = 10_000, 3_000
@@ -54,6 +55,15 @@ class Echo(Actor[Message, Message]):
 class Sink(Actor[Message, None]):
     def receive(self, message: Message) -> None:
         return None
+
+
+class KeyedSink(Sink):
+    overflow = Coalesce(lambda message: message.gpa)
+
+
+class AsyncEcho(AsyncActor[Message, Message]):
+    async def receive(self, message: Message) -> Message:
+        return message
 
 
 # What is compared with.
@@ -133,11 +143,31 @@ async def mailbox_tell(n: int) -> float:
 
 async def actor_tell(n: int) -> float:
     async with ActorSystem("benchmark") as system:
-        ref = system.spawn(Sink(), bound=BOUND)
+        ref = system.supervise("all").spawn(Sink, bound=BOUND)
         start = process_time()
         for _ in range(n):
             await ref.send(MESSAGE)
         await system.wait_quiet()
+        return process_time() - start
+
+
+async def actor_tell_keyed(n: int) -> float:
+    messages = [Message(1, 2, 3, page << 12, 0xDEAD_BEEF) for page in range(BOUND)]
+    async with ActorSystem("benchmark") as system:
+        ref = system.supervise("all").spawn(KeyedSink, bound=BOUND)
+        start = process_time()
+        for i in range(n):
+            await ref.send(messages[i % BOUND])
+        await system.wait_quiet()
+        return process_time() - start
+
+
+async def async_actor_ask(n: int) -> float:
+    async with ActorSystem("benchmark") as system:
+        ref = system.spawn(AsyncEcho())
+        start = process_time()
+        for _ in range(n):
+            await ref.ask(MESSAGE)
         return process_time() - start
 
 
@@ -185,11 +215,15 @@ ROWS = (
     Row("mailbox tell, asyncio", mailbox_tell, "asyncio", trio_tell, N_TELL),
     Row("actor tell, trio", actor_tell, "trio", trio_tell, N_TELL),
     Row("actor tell, asyncio", actor_tell, "asyncio", trio_tell, N_TELL),
+    Row("actor tell, 64 keys, trio", actor_tell_keyed, "trio", trio_tell, N_TELL),
+    Row("actor tell, 64 keys, asyncio", actor_tell_keyed, "asyncio", trio_tell, N_TELL),
     Row("ask_nowait", actor_ask_nowait, "trio", trio_ask, N_ASK),
     Row("ask inline, trio", actor_ask, "trio", trio_ask, N_ASK),
     Row("ask inline, asyncio", actor_ask, "asyncio", trio_ask, N_ASK),
     Row("ask queued, trio", actor_ask_queued, "trio", trio_ask, N_ASK),
     Row("ask queued, asyncio", actor_ask_queued, "asyncio", trio_ask, N_ASK),
+    Row("ask of an async actor, trio", async_actor_ask, "trio", trio_ask, N_ASK),
+    Row("ask of an async actor, asyncio", async_actor_ask, "asyncio", trio_ask, N_ASK),
 )
 
 

@@ -3,18 +3,16 @@
 Knows nothing of virtual machines. Messages are msgspec Structs, always encoded and decoded; the
 price of a message is the turn of the event loop, so nothing here spends one per message.
 
-Reading order: `errors`, `codec`, `waits`, `overflow`, `box`, `mailbox`, `actor`, `supervise`,
-`reports`, `cell`, `async_cell`, `reference`, `system`, `conductor`; then `envelope` (answers,
-traces), `streams` and `trio_channels` (other people's interfaces; the latter imports trio and is
-therefore imported by nobody here).
+Reading order: `errors`, `codec`, `waits`, `overflow`, `box`, `keyed_box`, `mailbox`, `actor`,
+`supervise`, `reports`, `setting`, `cell`, `async_cell`, `reference`, `system`, `conductor`; then
+`envelope` (answers, traces), `streams` and `trio_channels` (other people's interfaces; the latter
+imports trio and is therefore imported by nobody here).
 """
 
 from .actor import Actor as Actor
 from .actor import AsyncActor as AsyncActor
 from .box import MailboxStatistics as MailboxStatistics
 from .box import Outcome as Outcome
-from .cell import ActorState as ActorState
-from .cell import ActorStatistics as ActorStatistics
 from .conductor import Candidate as Candidate
 from .conductor import Chooser as Chooser
 from .conductor import Conductor as Conductor
@@ -47,6 +45,8 @@ from .reports import Listener as Listener
 from .reports import Report as Report
 from .reports import Restarted as Restarted
 from .reports import Undelivered as Undelivered
+from .setting import ActorState as ActorState
+from .setting import ActorStatistics as ActorStatistics
 from .streams import MailboxReceiveStream as MailboxReceiveStream
 from .streams import MailboxSendStream as MailboxSendStream
 from .streams import open_streams as open_streams

@@ -8,9 +8,10 @@ from typing import NoReturn
 import anyio
 
 from .actor import M, R
-from .cell import ActorState, Cell
+from .cell import Cell
 from .envelope import Answer, Envelope
 from .errors import Closed, HandlerFailed, MustQueue, Restarting
+from .setting import ActorState
 
 _IDLE, _SERVING = ActorState.IDLE, ActorState.SERVING
 

@@ -19,91 +19,27 @@ stack below is restarted when its handler has returned.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, cast
+from typing import Any, Generic, cast
 
 import anyio
 
 from .actor import Actor, AsyncActor, M, R
-from .box import FULL, SHOT_DOWN, Box, KeyedBox, MailboxStatistics, Outcome, Settle
+from .box import FULL, SHOT_DOWN, Box, Outcome, Settle
 from .codec import Codec
-from .envelope import Answer, Envelope, Tracer
+from .envelope import Answer, Envelope
 from .errors import Closed, HandlerFailed, Reentered, Restarting
+from .keyed_box import KeyedBox
 from .overflow import SHOOT_DOWN, Coalesce
-from .reports import Ended, Failed, Listener, Restarted, Undelivered
+from .reports import Ended, Failed, Restarted, Undelivered
+from .setting import ActorState, ActorStatistics, Decision, Setting
 from .supervise import Dismissal, Recovery
 from .waits import Party, current
-
-
-class ActorState(enum.Enum):
-    """What an actor is doing.
-
-    IDLE can be asked. SERVING is in a handler. RESTARTING failed and comes back. CLOSING serves
-    what is queued, then is CLOSED. FAILED and CLOSED are never served again.
-    """
-
-    IDLE = "idle"
-    SERVING = "serving"
-    RESTARTING = "restarting"
-    CLOSING = "closing"
-    FAILED = "failed"
-    CLOSED = "closed"
-
 
 # As globals: looking a member up on its enum costs more than the comparison itself.
 _IDLE, _SERVING = ActorState.IDLE, ActorState.SERVING
 _RESTARTING = ActorState.RESTARTING
 _CLOSING, _FAILED, _CLOSED = ActorState.CLOSING, ActorState.FAILED, ActorState.CLOSED
-
-
-@dataclass(frozen=True)
-class ActorStatistics:
-    """How an actor was reached: by its mailbox, and by asks on a caller's stack."""
-
-    mailbox: MailboxStatistics
-    inline: int
-    n_restarts: int = 0
-
-
-Decision: TypeAlias = "Recovery[Cell[Any, Any]] | Dismissal[Cell[Any, Any]] | None"
-
-
-class Setting:
-    """What a system gives to each of its cells.
-
-    Attributes:
-        system: Its name.
-        tracer: Told of each message and reply; None if nobody traces.
-        tell: Told of failures, restarts, ends and what was not delivered.
-        settle: What a task awaits before it waits for an actor; None: nothing.
-        conduct: Serve whoever the conductor chooses, return whether there is more to serve at once;
-            None: there is no conductor, each task serves its own.
-        is_granted: Under a conductor: whether this cell's async handler may run.
-        release: Under a conductor: this cell's async handler does not run any more.
-        sweep: Under a conductor: end all whose time has come, in the order of their start.
-    """
-
-    def __init__(
-        self,
-        system: str,
-        tracer: Tracer | None,
-        tell: Listener,
-        settle: Settle | None = None,
-        conduct: Callable[[], bool] | None = None,
-        is_granted: Callable[[Cell[Any, Any]], bool] = lambda _cell: False,
-        release: Callable[[Cell[Any, Any]], None] = lambda _cell: None,
-        sweep: Callable[[], None] | None = None,
-    ) -> None:
-        self.system = system
-        self.tracer = tracer
-        self.tell = tell
-        self.settle = settle
-        self.conduct = conduct
-        self.is_granted = is_granted
-        self.release = release
-        self.sweep = sweep
 
 
 class Cell(Generic[M, R]):
@@ -322,14 +258,9 @@ class Cell(Generic[M, R]):
         box = self.box
         if self.state is not _IDLE:
             return FULL
-        for _ in range(2 + box.n_parked // box.bound):  # who waits for room came first
-            self.serve_nowait()
-            if self.state is not _IDLE:
-                return box.put_nowait(item)
-            if not self._items:
-                break
-        else:
-            return box.put_nowait(item)
+        self.serve_nowait()
+        if self.state is not _IDLE or self._items:
+            return box.put_nowait(item)  # behind what came while we served
         box.count_shot_down()
         self._serve_now(item)
         return SHOT_DOWN

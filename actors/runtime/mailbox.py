@@ -18,8 +18,9 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from .box import FULL, Box, KeyedBox, MailboxStatistics, Outcome
+from .box import FULL, Box, MailboxStatistics, Outcome
 from .codec import Codec
+from .keyed_box import KeyedBox
 from .overflow import WAIT, Coalesce, Overflow
 from .waits import WaitRecord, current
 

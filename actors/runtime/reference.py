@@ -21,11 +21,12 @@ import msgspec
 
 from .actor import M, R
 from .box import FULL
-from .cell import ActorState, ActorStatistics, Cell
+from .cell import Cell
 from .envelope import Answer, Envelope
 from .errors import AskTimeout
 from .mailbox import Door
 from .reports import Ended
+from .setting import ActorState, ActorStatistics
 from .waits import REPLY, Wait
 
 W = TypeVar("W", bound=msgspec.Struct)

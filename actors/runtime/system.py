@@ -41,12 +41,13 @@ import anyio.lowlevel
 
 from .actor import Actor, AsyncActor, M, R
 from .async_cell import AsyncCell
-from .cell import ActorState, Cell, Decision, Setting
+from .cell import Cell
 from .conductor import Conductor
 from .envelope import Observer, Tracer
 from .mailbox import DEFAULT_BOUND
 from .reference import ActorRef
 from .reports import Listener, log
+from .setting import ActorState, Decision, Setting
 from .supervise import DEFAULT_POLICY, Group, Recovery, RestartPolicy
 from .waits import WaitRecord, current
 

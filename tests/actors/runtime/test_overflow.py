@@ -166,6 +166,11 @@ class KeyedMailbox(RuleBasedStateMachine):
             assert self.box._box.take_one() == self.model.pop(0)
             self.n_fixed = max(self.n_fixed - 1, 0)
 
+    @rule()
+    def take_one_and_hand_it_back(self) -> None:
+        if self.model:
+            self.box._box.hand_back([self.box._box.take_one()])
+
     @rule(n_served=st.integers(0, 4))
     def take_all_and_hand_back_the_rest(self, n_served: int) -> None:
         batch = self.box._box.take_all()
