@@ -98,6 +98,7 @@ def test_the_metadata_says_what_is_needed_and_what_is_run(wheel: Path) -> None:
     assert (metadata["License-Expression"], metadata["Requires-Python"]) == ("MIT", ">=3.11")
     assert {need.name: need.marker for need in needs} == {
         **dict.fromkeys(("anyio", "msgspec", "numpy", "rich", "trio")),
+        **dict.fromkeys(("httpx", "starlette"), Marker('extra == "examples"')),
         "numba": Marker('extra == "fast"'),
         "unicorn": Marker('extra == "x86"'),
     }
