@@ -209,8 +209,7 @@ class Worker:
             IndexError, TypeError, ValueError: There is no such entry, or the value, or what is
                 derived from it, is no word. Nothing was stored.
         """
-        if not 0 <= entry < self._n_primary:
-            raise IndexError(f"no primary word {entry} among {self._n_primary}")
+        self._check(entry)
         derived = _word(self._derive(_word(value, "value")), "derived value")
         producer = self.producer
         producer.begin(((_BASE, entry),))
@@ -228,6 +227,7 @@ class Worker:
         """Return what is derived for an entry: as of the last event, or of now if it was not."""
         derived = self.derived.get(entry)
         if derived is None:
+            self._check(entry)
             self.consumer.begin_fill()
             derived = self.derived[entry] = self._derive(self.primary[entry])
             self.consumer.settle()
@@ -239,7 +239,19 @@ class Worker:
 
         Args:
             covers: Which entries the event is about; None = all. The others may go on lagging.
+
+        Raises:
+            Exception: `covers` or `derive` has failed, or the event was interrupted: what had been
+                derived is dropped, which is always coherent.
         """
+        try:
+            self._take(covers)
+        except BaseException:
+            self.consumer.drop_all()
+            self.derived.clear()
+            raise
+
+    def _take(self, covers: Callable[[int], bool] | None) -> None:
         consumer = self.consumer
         drained = consumer.event(None if covers is None else lambda _, entry: covers(entry))
         if drained.drop_all:
@@ -292,6 +304,10 @@ class Worker:
         self.primary.release()
         del self.producer, self.consumer
         self._shared.close()
+
+    def _check(self, entry: int) -> None:
+        if not 0 <= entry < self._n_primary:
+            raise IndexError(f"no primary word {entry} among {self._n_primary}")
 
     def _has_news(self, n_polls: int) -> bool:
         for _ in range(n_polls):
