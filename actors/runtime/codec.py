@@ -35,7 +35,7 @@ class Codec(Generic[T]):
         self.declared = declared
         self._encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
         self._decoders: dict[type, Callable[[bytes], T]] = {
-            kind: msgspec.msgpack.Decoder(kind).decode for kind in _members(declared)
+            kind: msgspec.msgpack.Decoder(kind).decode for kind in members_of(declared)
         }
 
     @staticmethod
@@ -74,7 +74,8 @@ class Codec(Generic[T]):
 _REFUSALS = (KeyError, TypeError, OverflowError, msgspec.ValidationError)
 
 
-def _members(declared: Any) -> tuple[type, ...]:
+def members_of(declared: Any) -> tuple[type, ...]:
+    """Return the classes of a declared type: msgspec Structs, and None's."""
     declared = getattr(declared, "__value__", declared)  # `type X = ...` of Python 3.12
     members = get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,)
     kinds = tuple(NoneType if member is None else member for member in members)

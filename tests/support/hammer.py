@@ -16,7 +16,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from penumbra.actors.processes import Seat, Worker, WorkerFabric
+import msgspec
+
+from penumbra.actors.processes import LineEnd, Receiver, Seat, Worker, WorkerFabric
 
 N_ENTRIES = 16
 HANG = 20.0
@@ -222,3 +224,19 @@ def received(connection: Connection) -> Any:
     """Return what a process has sent, or fail: it does not come any more."""
     assert connection.poll(HANG), "nothing comes"
     return connection.recv()
+
+
+class Number(msgspec.Struct, frozen=True, array_like=True):
+    value: int
+    text: str
+
+
+def count(end: LineEnd, n_polls: int, report: Connection) -> None:
+    """Be a receiver until -1 comes; report all that came before."""
+    receiver = Receiver[Number](end, Number)
+    values: list[int] = []
+    while not values or values[-1] >= 0:
+        assert receiver.wait(HANG, n_polls), "not woken"
+        values += [message.value for message in receiver.drain()]
+    receiver.close()
+    report.send(values[:-1])

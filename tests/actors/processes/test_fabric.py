@@ -243,6 +243,53 @@ def test_a_derived_value_that_is_no_word_stores_nothing(fabric: WorkerFabric) ->
     worker.leave()
 
 
+@pytest.mark.shows("P6")
+@pytest.mark.parametrize("fails", ["covers", "derive"])
+def test_an_event_that_fails_half_way_leaves_nothing_derived_that_could_be_stale(
+    fabric: WorkerFabric, fails: str
+) -> None:
+    failing = False
+
+    def fragile(value: int) -> int:
+        if failing and fails == "derive":
+            raise OSError("fragile")
+        return derive(value)
+
+    def covers(entry: int) -> bool:
+        if failing and fails == "covers" and entry == 1:
+            raise OSError("fragile")
+        return True
+
+    worker = Worker(fabric.seat(1), fragile)
+    with workers(fabric, 0, 2) as [first, third]:
+        for entry in range(3):
+            worker.read(entry)
+        third.store(1, 8)
+        first.store(0, 9)
+        first.store(1, 9)
+        third.store(2, 8)
+        failing = True
+        with pytest.raises(OSError, match="fragile"):
+            worker.event(covers)
+        failing = False
+        assert worker.derived == {}
+        worker.event(covers)
+        values = [stored(worker.read(entry)) for entry in range(3)]
+        first.store(0, 10)
+        worker.event(covers)
+        values.append(stored(worker.derived[0]))
+    assert values == [9, 9, 8, 10]
+    worker.leave()
+
+
+def test_a_primary_word_that_is_none_is_not_read(fabric: WorkerFabric) -> None:
+    with workers(fabric, 0) as [worker]:
+        for entry in (-1, 8):
+            with pytest.raises(IndexError, match=f"no primary word {entry} among 8"):
+                worker.read(entry)
+        assert worker.derived == {}
+
+
 def test_a_seat_is_one_workers_until_it_leaves(fabric: WorkerFabric) -> None:
     with workers(fabric, 0), pytest.raises(SeatTaken, match="seat 0 is held by process"):
         Worker(fabric.seat(0), derive)

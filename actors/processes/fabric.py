@@ -148,7 +148,7 @@ class WorkerFabric:
         seat = self.plan.at_seat(index)
         self._words[seat + _ASLEEP] = 0
         self._words[seat + _HOLDER] = 0
-        _wake(self._words, self.plan, self._ports, self._bells, index)
+        _wake(self._words, self._ports.fence, _sleepers(self.plan, self._bells, index))
 
     def close(self) -> None:
         """Let go of words and bells; workers that still run keep theirs."""
@@ -178,10 +178,12 @@ class Worker:
     """
 
     def __init__(self, seat: Seat, derive: Derive) -> None:
-        self._ports = ProcessPorts()
+        ports = ProcessPorts()
+        self._fence = ports.fence
         self._shared = SharedWords.attach(seat.name, seat.plan.n_words)
         self._words = self._shared.words
-        self._plan = plan = seat.plan
+        plan = seat.plan
+        self._n_primary = plan.n_primary
         self._seat = plan.at_seat(seat.index)
         holder = self._words[self._seat + _HOLDER]
         if holder:
@@ -189,9 +191,10 @@ class Worker:
             raise SeatTaken(f"seat {seat.index} is held by process {holder}: bury it first")
         self._words[self._seat + _HOLDER] = os.getpid()
         self.index = seat.index
-        self._bells = seat.bells
+        self._bell = seat.bells[seat.index]
+        self._sleepers = _sleepers(plan, seat.bells, seat.index)
         self._derive = derive
-        matrix = plan.matrix(self._words, self._ports)
+        matrix = plan.matrix(self._words, ports)
         self.producer: Producer = matrix.producer(seat.index)
         self.consumer: Consumer = matrix.restart_consumer(seat.index)
         self._others = [i for i in range(plan.n) if i != seat.index]
@@ -206,8 +209,7 @@ class Worker:
             IndexError, TypeError, ValueError: There is no such entry, or the value, or what is
                 derived from it, is no word. Nothing was stored.
         """
-        if not 0 <= entry < self._plan.n_primary:
-            raise IndexError(f"no primary word {entry} among {self._plan.n_primary}")
+        self._check(entry)
         derived = _word(self._derive(_word(value, "value")), "derived value")
         producer = self.producer
         producer.begin(((_BASE, entry),))
@@ -219,12 +221,13 @@ class Worker:
                 producer.lose(consumer)
         producer.end()
         self.derived[entry] = derived
-        _wake(self._words, self._plan, self._ports, self._bells, self.index)
+        _wake(self._words, self._fence, self._sleepers)
 
     def read(self, entry: int) -> int:
         """Return what is derived for an entry: as of the last event, or of now if it was not."""
         derived = self.derived.get(entry)
         if derived is None:
+            self._check(entry)
             self.consumer.begin_fill()
             derived = self.derived[entry] = self._derive(self.primary[entry])
             self.consumer.settle()
@@ -236,7 +239,19 @@ class Worker:
 
         Args:
             covers: Which entries the event is about; None = all. The others may go on lagging.
+
+        Raises:
+            Exception: `covers` or `derive` has failed, or the event was interrupted: what had been
+                derived is dropped, which is always coherent.
         """
+        try:
+            self._take(covers)
+        except BaseException:
+            self.consumer.drop_all()
+            self.derived.clear()
+            raise
+
+    def _take(self, covers: Callable[[int], bool] | None) -> None:
         consumer = self.consumer
         drained = consumer.event(None if covers is None else lambda _, entry: covers(entry))
         if drained.drop_all:
@@ -266,7 +281,7 @@ class Worker:
         try:
             while self._may_sleep():
                 rest = None if until is None else until - monotonic()
-                if not self._bells[self.index].wait(rest):
+                if not self._bell.wait(rest):
                     return self.consumer.is_rung
         finally:
             self._words[self._seat + _ASLEEP] = 0
@@ -279,7 +294,7 @@ class Worker:
             return
         try:
             while self._may_sleep():
-                await self._bells[self.index].wait_rung()
+                await self._bell.wait_rung()
         finally:
             self._words[self._seat + _ASLEEP] = 0
 
@@ -289,6 +304,10 @@ class Worker:
         self.primary.release()
         del self.producer, self.consumer
         self._shared.close()
+
+    def _check(self, entry: int) -> None:
+        if not 0 <= entry < self._n_primary:
+            raise IndexError(f"no primary word {entry} among {self._n_primary}")
 
     def _has_news(self, n_polls: int) -> bool:
         for _ in range(n_polls):
@@ -300,7 +319,7 @@ class Worker:
     def _may_sleep(self) -> bool:
         """Say that this worker sleeps, then look once more: a store from now on rings."""
         self._words[self._seat + _ASLEEP] = 1
-        self._ports.fence()
+        self._fence()
         return not self.consumer.is_rung
 
 
@@ -310,11 +329,16 @@ def _word(value: int, what: str) -> int:
     return value
 
 
+def _sleepers(plan: Plan, bells: tuple[Doorbell, ...], waker: int) -> list[tuple[int, Doorbell]]:
+    """Return for each other worker the word that says that it sleeps, and its bell."""
+    return [(plan.at_seat(i) + _ASLEEP, bell) for i, bell in enumerate(bells) if i != waker]
+
+
 def _wake(
-    words: memoryview[int], plan: Plan, ports: ProcessPorts, bells: tuple[Doorbell, ...], waker: int
+    words: memoryview[int], fence: Callable[[], None], sleepers: list[tuple[int, Doorbell]]
 ) -> None:
     """Ring for those who sleep; what they are to find has been stored."""
-    ports.fence()
-    for other, bell in enumerate(bells):
-        if words[plan.at_seat(other) + _ASLEEP] and other != waker:
+    fence()
+    for asleep, bell in sleepers:
+        if words[asleep]:
             bell.ring()
