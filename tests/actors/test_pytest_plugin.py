@@ -196,7 +196,9 @@ def test_the_option_takes_the_place_of_every_seed_and_the_default_is_zero(
     def seeds(*arguments: str) -> list[str]:
         result = pytester.runpytest_inprocess(*FLAGS, "-s", "-q", *arguments)
         return [
-            found[1] for line in result.outlines if (found := re.search(r"((many|one).*)", line))
+            found[1]
+            for line in result.outlines
+            if (found := re.fullmatch(r"\.?((?:many|one) \d.*)", line))
         ]
 
     assert seeds() == ["many 1", "many 2", "many 3", "one 0 0"]
