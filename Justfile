@@ -77,6 +77,10 @@ embed-examples: setup-dev
     {{ python }} examples/embed_starlette.py
     {{ python }} examples/embed_trio.py
 
+# Run TLB litmus tests under every scheme, in every order; the shipped sample unless a file is given.
+litmus *args="tests/data/litmus_sample.json": setup-demo
+    @{{ penumbra }} litmus "$@"
+
 # Print the JSON schema of the configuration file.
 schema *args: setup-demo
     @{{ penumbra }} schema "$@"
