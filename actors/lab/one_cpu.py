@@ -14,11 +14,13 @@ import numpy.typing as npt
 
 from penumbra.actors.core import Matrix
 from penumbra.actors.vmm.derive import NOWHERE
+from penumbra.actors.vmm.fill import Emulate, Forward, PlaceTraces
 from penumbra.actors.vmm.memory import MemoryManagement
+from penumbra.actors.vmm.parts import Shared
 from penumbra.actors.vmm.propagate import ImmediateShootdown, PatchChannels
 from penumbra.actors.vmm.schemes import Scheme
 from penumbra.actors.vmm.shadow import FLUSH_ALL
-from penumbra.actors.vmm.subvmm import Emulate, Forward, PlaceTraces, Shared, SubVmm
+from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.actors.vmm.walk import GuestWalker
 from penumbra.hw import operations as o

@@ -47,9 +47,10 @@ from penumbra.actors.runtime import (
     SystemTree,
 )
 from penumbra.actors.vmm.memory import MemoryManagement
+from penumbra.actors.vmm.parts import Shared
 from penumbra.actors.vmm.propagate import ImmediateShootdown, PatchChannels, Propagation
 from penumbra.actors.vmm.schemes import Scheme
-from penumbra.actors.vmm.subvmm import Shared, SubVmm
+from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.guest.kernel import Kernel
 from penumbra.guest.system import GuestSystem

@@ -41,10 +41,11 @@ from penumbra.actors.machine.messages import (
 from penumbra.actors.machine.observer import Observer
 from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import Actor, ActorRef
+from penumbra.actors.vmm.fill import Emulate, Forward, Hidden, PlaceTraces
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.shadow import FLUSH_ALL
-from penumbra.actors.vmm.subvmm import Emulate, Forward, Hidden, PlaceTraces, SubVmm
+from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.walk import GuestRegisters
 from penumbra.hw.cpu import PhysicalCpu
 from penumbra.hw.formats import CR4_PGE, EFER_NXE, PAGE_BYTES, PAGE_SHIFT

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from penumbra.actors.vmm.derive import NOWHERE
-from penumbra.actors.vmm.subvmm import Emulate, Hidden, PlaceTraces
+from penumbra.actors.vmm.fill import Emulate, Hidden, PlaceTraces
 from penumbra.hw.formats import (
     CR0_WP,
     IA32,

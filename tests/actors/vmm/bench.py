@@ -22,11 +22,13 @@ import msgspec
 
 from penumbra.actors.check import Oracle
 from penumbra.actors.core import Matrix, Order
+from penumbra.actors.vmm.fill import Emulate, Forward, Hidden, PlaceTraces
 from penumbra.actors.vmm.memory import MemoryManagement
+from penumbra.actors.vmm.parts import Shared
 from penumbra.actors.vmm.propagate import ImmediateShootdown, Key, PatchChannels
 from penumbra.actors.vmm.schemes import PATCH, SHOOTDOWN, Apply, Scheme, SchemeOptions
 from penumbra.actors.vmm.shadow import FLUSH_ALL
-from penumbra.actors.vmm.subvmm import Emulate, Forward, Hidden, PlaceTraces, Shared, SubVmm
+from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.hw import mmu_layout as m
 from penumbra.hw import operations as o
