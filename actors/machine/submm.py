@@ -49,10 +49,9 @@ from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.walk import GuestRegisters
 from penumbra.hw.cpu import PhysicalCpu
 from penumbra.hw.formats import CR4_PGE, EFER_NXE, PAGE_BYTES, PAGE_SHIFT
-from penumbra.hw.operations import ExchangePhysical, Fill, LoadPhysical, StorePhysical
+from penumbra.hw.operations import Fill, Physical
 from penumbra.hw.streams import WRITE
 
-_PHYSICAL = (LoadPhysical, StorePhysical, ExchangePhysical)
 _DEVICE_BYTES = 8
 CpuRef = ActorRef[CpuOrder, Ran]
 ConsumerRef = ActorRef[ConsumerOrder, ConsumerReply]
@@ -184,16 +183,14 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
             keys = submm.begin_store([(gpa, _DEVICE_BYTES)])
             self._hardware.store_for_device(self._reach(gpa), _DEVICE_BYTES, word)  # 831
             self._observer.count(self._vcpu, "emulated_store")
-            for key, consumers in submm.finish_store(keys):  # 844
-                self._shoot_down(key, consumers, cause)
-            submm.end_store(keys)
+            self._tell(keys, cause)
         return DeviceStored()
 
     def _emulate(self, message: EmulateStore) -> ProducerReply:
         """Make one indivisible step of a store. Source: A40 Fig. 11, steps 830-848."""
         submm, observer, vcpu = self._submm, self._observer, self._vcpu
         accesses = self._hardware.next_accesses(message.work, message.at)
-        if isinstance(message.work, _PHYSICAL):
+        if isinstance(message.work, Physical):
             return self._physical(message, *accesses[0])
         gpas = []
         for gva, _, kind in accesses:

@@ -76,7 +76,7 @@ class ShadowSpace:
         self._rmap: dict[int, dict[tuple[ShadowPage, int], None]] = {}
         self.root: ShadowPage | None = None
         self.flushes: list[int] = []
-        self.n_created = self.n_dropped = self.n_reused = 0
+        self.n_dropped = 0
 
     # ---- pages ----------------------------------------------------------------------------------
 
@@ -98,7 +98,6 @@ class ShadowSpace:
         page = ShadowPage(role, self._memory.take_frame())
         self._pages[role] = page
         self._by_table.setdefault(role[0], {})[role] = page
-        self.n_created += 1
         return page
 
     def _evict(self) -> None:
