@@ -125,7 +125,7 @@ class BuiltMachine:
         """Assert the invariants of every part; between exits."""
         machine = self.machine
         for submm in machine.submms:
-            submm.space.check()
+            submm.check()
         for cpu in machine.cpus:
             cpu.tlb.check()
         machine.matrix.check()
@@ -318,7 +318,7 @@ def _listed(name: str, parameters: Mapping[str, int] | None) -> Workload:
 def _scheme(scheme: str | Scheme, options: Mapping[str, Any]) -> Scheme:
     import msgspec
 
-    from penumbra.actors.machine.machine import order_named
+    from penumbra.actors.vmm.compose import order_named
     from penumbra.actors.vmm.schemes import PRESETS
 
     if isinstance(scheme, str):

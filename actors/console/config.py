@@ -17,7 +17,7 @@ import msgspec
 
 from penumbra.actors.console.errors import COMMAND_LINE, UsageError
 from penumbra.actors.machine.config import MachineConfig
-from penumbra.actors.machine.machine import order_named
+from penumbra.actors.vmm.compose import order_named
 from penumbra.actors.vmm.schemes import PATCH, PRESETS, Scheme
 from penumbra.hw.costs import CostProfile
 

@@ -18,6 +18,7 @@ from penumbra.actors.machine.messages import (
     LoadRoot,
     ModeLoaded,
     PageInvalidated,
+    PrivilegeChanged,
     ProducerOrder,
     ProducerReply,
     Ran,
@@ -69,6 +70,9 @@ class Coherence(Protocol):
         """Do an access to guest-physical memory; return what was there, 0 for a plain store."""
         ...
 
+    def privilege(self, user: bool) -> None:
+        """The VCPU entered or left user mode."""
+
     def note_exit(self, reason: str) -> None:
         """A privileged operation trapped for `reason`."""
 
@@ -119,6 +123,9 @@ class BareHardware:
         assert isinstance(ran.exit, Done)
         return ran.exit.value
 
+    def privilege(self, user: bool) -> None:
+        pass
+
     def note_exit(self, reason: str) -> None:
         pass
 
@@ -133,6 +140,7 @@ class Monitored:
         producer: ProducerRef,
         consumers: list[ConsumerRef],
         traces: WriteTraces,
+        per_privilege: bool,
         observer: Observer,
     ) -> None:
         self.registers = registers
@@ -141,6 +149,7 @@ class Monitored:
         self._consumers = consumers
         self._consumer = consumers[vcpu_id]
         self._traces = traces
+        self._per_privilege = per_privilege
         self._observer = observer
 
     def page_fault(
@@ -219,6 +228,11 @@ class Monitored:
         ran = self._emulate(work, False, 0)
         assert isinstance(ran, Ran) and isinstance(ran.exit, Done)
         return ran.exit.value
+
+    def privilege(self, user: bool) -> None:
+        if self._per_privilege:
+            self.note_exit("privilege")
+            self._consumer.ask_nowait(PrivilegeChanged(user))
 
     def _event(self) -> None:
         self._observer.count(self._vcpu, "coherency_event")

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 import anyio.lowlevel
 
-from penumbra.actors.core import SWITCHES, Matrix, Order
 from penumbra.actors.machine.coherence import (
     BareHardware,
     Coherence,
@@ -46,11 +45,9 @@ from penumbra.actors.runtime import (
     LowestKey,
     SystemTree,
 )
+from penumbra.actors.vmm.compose import compose_matrix, compose_sub_vmms
 from penumbra.actors.vmm.memory import MemoryManagement
-from penumbra.actors.vmm.parts import Shared
-from penumbra.actors.vmm.propagate import ImmediateShootdown, PatchChannels, Propagation
 from penumbra.actors.vmm.schemes import Scheme
-from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.guest.kernel import Kernel
 from penumbra.guest.system import GuestSystem
@@ -118,16 +115,9 @@ class Machine:
         self.disk = Disk(config.disk_mib << (20 - PAGE_SHIFT), config.disk_latency)
         self._disk: ActorRef[DiskOrder, DiskReply] | None = None
         self._disk_due = NEVER
-        self.matrix = Matrix(
-            config.vcpus, scheme.options.capacity, order=order_named(scheme.options.order)
-        )
-        self.submms: list[SubVmm] = []
-        if shadowed:
-            traces = WriteTraces(self.matrix)
-            shared = Shared(
-                spec, scheme, self.memory, self.matrix, traces, _propagation(scheme, self.matrix)
-            )
-            self.submms = [SubVmm(i, shared) for i in range(config.vcpus)]
+        self.matrix = compose_matrix(scheme, config.vcpus)
+        self.traces = WriteTraces(self.matrix)
+        self.submms = compose_sub_vmms(scheme, spec, self.memory, self.matrix, self.traces)
         self._conductor = Conductor(chooser or LowestKey(seed))
         self._system: ActorSystem | None = None
         self._vcpus: list[VcpuActor] = []
@@ -238,7 +228,7 @@ class Machine:
             self._watch(cpu)
         coherences, producers = self._coherences(system, cpu_refs)
         if self.disk.n_blocks:
-            traces = self.submms[0].shared.traces if self.submms else None
+            traces = self.traces if self.submms else None
             disk = DiskActor(
                 self.disk, self.memory, self.cpus, producers, traces, self._post, self.observer
             )
@@ -281,8 +271,8 @@ class Machine:
             producers.append(producer)
             coherences.append(
                 Monitored(
-                    submm.vcpu_id, submm.registers, producer, consumers, submm.shared.traces,
-                    self.observer,
+                    submm.vcpu_id, submm.registers, producer, consumers, self.traces,
+                    self.scheme.shadow == "per-privilege", self.observer,
                 )
             )  # fmt: skip
         return coherences, producers
@@ -353,26 +343,6 @@ class Machine:
             return "finished"
         waits = ", ".join(f"VCPU {vcpu.vcpu_id} {vcpu.wait.value}" for vcpu in self._vcpus)
         return f"guest deadlock: {waits}, no interrupt pending"
-
-
-def order_named(names: str) -> Order:
-    """Return the patch channel order for switch names joined by `+`; `correct` is none.
-
-    Raises:
-        ValueError: No such switch.
-    """
-    order = Order.CORRECT
-    for name in names.split("+"):
-        if name == "correct":
-            continue
-        if name not in SWITCHES:
-            raise ValueError(f"no patch order switch {name!r}: see `penumbra list faults`")
-        order |= SWITCHES[name].order
-    return order
-
-
-def _propagation(scheme: Scheme, matrix: Matrix) -> Propagation:
-    return PatchChannels(matrix) if scheme.propagate == "patch" else ImmediateShootdown()
 
 
 class _BootMemory:

@@ -290,9 +290,16 @@ class Followed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=9):
     n_applied: int = 0
 
 
+class PrivilegeChanged(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
+    """The VCPU entered or left user mode (VTLB Fig. 5, 506)."""
+
+    user: bool
+
+
 ConsumerOrder: TypeAlias = (
     Repair
     | PageInvalidated
+    | PrivilegeChanged
     | RootLoaded
     | ModeLoaded
     | FaultDelivered

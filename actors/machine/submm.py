@@ -24,6 +24,7 @@ from penumbra.actors.machine.messages import (
     LoadRoot,
     ModeLoaded,
     PageInvalidated,
+    PrivilegeChanged,
     ProducerOrder,
     ProducerReply,
     Ran,
@@ -44,8 +45,8 @@ from penumbra.actors.runtime import Actor, ActorRef
 from penumbra.actors.vmm.fill import Emulate, Forward, Hidden, PlaceTraces
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.propagate import Key
+from penumbra.actors.vmm.secondary import SecondaryData
 from penumbra.actors.vmm.shadow import FLUSH_ALL
-from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.walk import GuestRegisters
 from penumbra.hw.cpu import PhysicalCpu
 from penumbra.hw.formats import CR4_PGE, EFER_NXE, PAGE_BYTES, PAGE_SHIFT
@@ -69,7 +70,7 @@ def shadow_modes(registers: GuestRegisters) -> SetModes:
 class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
     """Keeps one VCPU's shadow and TLB: hidden faults, coherency events, requests of other CPUs."""
 
-    def __init__(self, submm: SubVmm, cpu: CpuRef, observer: Observer) -> None:
+    def __init__(self, submm: SecondaryData, cpu: CpuRef, observer: Observer) -> None:
         self._submm = submm
         self._cpu = cpu
         self._observer = observer
@@ -87,6 +88,10 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
             return self._load_root(message.cr3)
         elif isinstance(message, ModeLoaded):
             return self._load_mode(message)
+        elif isinstance(message, PrivilegeChanged):
+            root = self._submm.privilege(message.user)
+            if root is not None:
+                self._cpu.ask_nowait(LoadRoot(root))
         elif isinstance(message, ShootDown):
             self._submm.shoot_down((message.base, message.offset))
             self._observer.note(self._vcpu, EventKind.SHOOTDOWN, 0, message.base, message.offset)
@@ -133,7 +138,7 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         return Followed(n)
 
     def _flush(self) -> None:
-        flushes = self._submm.space.take_flushes()
+        flushes = self._submm.take_flushes()
         if not flushes:
             return
         if flushes == [FLUSH_ALL]:
@@ -149,7 +154,7 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
 
     def __init__(
         self,
-        submm: SubVmm,
+        submm: SecondaryData,
         memory: MemoryManagement,
         cpu: CpuRef,
         hardware: PhysicalCpu,

@@ -181,6 +181,8 @@ class VcpuActor(Actor[Grant, Baton]):
         if isinstance(reply, Panicked):
             self._end(f"guest kernel panic: {reply.reason}")
             return False
+        if reply.user != self._user:
+            self._coherence.privilege(reply.user)
         self._work, self._user = reply.work, reply.user
         self._at, self._value = 0, None
         return True

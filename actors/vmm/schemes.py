@@ -14,7 +14,7 @@ import msgspec
 Detect = Literal["none", "write-trace"]
 Propagate = Literal["none", "shootdown", "patch"]
 Apply = Literal["none", "update", "invalidate"]
-Shadow = Literal["none", "per-cpu"]
+Shadow = Literal["none", "per-cpu", "per-privilege"]
 
 
 class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -10,18 +10,16 @@ Source: A40 Figs 6, 8, 11, 12.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 from penumbra.actors.vmm.derive import derive_leaf
 from penumbra.actors.vmm.fill import Filler, Forward, Outcome, PlaceTraces
 from penumbra.actors.vmm.follow import Follower
 from penumbra.actors.vmm.parts import UNPAGED, Parts, Shared
 from penumbra.actors.vmm.propagate import Key
+from penumbra.actors.vmm.secondary import Owed
 from penumbra.actors.vmm.shadow import NO_FRAGMENT
 from penumbra.actors.vmm.walk import registers_flush
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, A, P, W
-
-Owed: TypeAlias = list[tuple[Key, int]]
 
 
 class SubVmm:
@@ -162,6 +160,14 @@ class SubVmm:
         self.space.root.va_base = 0
         self.shared.roots[self.vcpu_id] = gfn
         return self.space.root.pfn << PAGE_SHIFT
+
+    def privilege(self, user: bool) -> int | None:
+        """One shadow serves both privileges: its entries carry U."""
+        return None
+
+    def take_flushes(self) -> list[int]:
+        """Return the addresses to flush since the last call; `[FLUSH_ALL]` is all of them."""
+        return self.space.take_flushes()
 
     def take_applied(self) -> int:
         """Return how many patches were applied since the last call."""

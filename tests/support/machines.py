@@ -62,7 +62,7 @@ def run_machine(
     )
     anyio.run(machine.run, backend=loop)
     for submm in machine.submms:
-        submm.space.check()
+        submm.check()
     for cpu in machine.cpus:
         cpu.tlb.check()
     if invariants:

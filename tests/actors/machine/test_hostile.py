@@ -203,7 +203,7 @@ def test_a_cancelled_machine_leaves_no_task_and_no_half_done_exit(loop: str) -> 
     assert oracle.verdict().coherent
     machine.matrix.check()
     for submm in machine.submms:
-        submm.space.check()
+        submm.check()
     machine.kernel.check()
 
 

@@ -1,0 +1,96 @@
+"""What a VCPU's producer and consumer ask of its secondary data: the contract of a shadow policy.
+
+`SubVmm` (traced shadow tables) is one answer; a virtual TLB is another. The actors that drive them
+know no scheme. Methods that a policy has no use for answer with nothing: no keys, no root.
+
+Source: A40 Figs 8, 11, 12; VTLB Figs 5, 7-10.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeAlias
+
+from penumbra.actors.vmm.fill import Forward, Outcome, PlaceTraces
+from penumbra.actors.vmm.propagate import Key
+from penumbra.actors.vmm.walk import GuestRegisters
+
+Owed: TypeAlias = list[tuple[Key, int]]
+
+
+class SecondaryData(Protocol):
+    """Everything derived from guest page tables for one VCPU. Nothing here waits."""
+
+    vcpu_id: int
+    registers: GuestRegisters
+
+    # ---- faults -----------------------------------------------------------------------------
+
+    def fault(self, gva: int, kind: int, user: bool) -> Outcome:
+        """Answer a hardware page fault by the guest's own tables (Fig. 8; VTLB method 700)."""
+        ...
+
+    def guest_address(self, gva: int, kind: int, user: bool) -> int | Forward | PlaceTraces:
+        """Translate for an emulated access, A and D set as the hardware would; return a gpa."""
+        ...
+
+    # ---- stores to primary data (Fig. 11) ---------------------------------------------------
+
+    def begin_store(self, parts: list[tuple[int, int]]) -> list[Key]:
+        """Announce a store of (guest-physical address, bytes) parts; return the entries touched."""
+        ...
+
+    def finish_store(self, keys: list[Key]) -> Owed:
+        """The store is visible: tell the consumers; return who is owed a shootdown of what."""
+        ...
+
+    def end_store(self, keys: list[Key]) -> None:
+        """All told and acknowledged."""
+
+    def flooded(self, gfn: int, whole_page: bool) -> bool:
+        """Note a store to a traced table; tell whether its trace and shadows should go."""
+        ...
+
+    # ---- coherency events of this VCPU (Fig. 12; VTLB Fig. 5) --------------------------------
+
+    def event_invlpg(self, gva: int) -> None:
+        """Bring up to date what INVLPG covers."""
+
+    def event_fault(self, gva: int) -> None:
+        """Bring up to date what a page fault delivered at `gva` covers."""
+
+    def load_root(self, cr3: int) -> PlaceTraces | int:
+        """Take a new CR3; return the machine address the hardware's CR3 is to hold."""
+        ...
+
+    def load_mode(self, register: int, value: int) -> bool:
+        """Take a new CR0 or CR4; tell whether the hardware's modes have to be set anew."""
+        ...
+
+    def privilege(self, user: bool) -> int | None:
+        """The VCPU's privilege changed; return a new machine root for the hardware, or None."""
+        ...
+
+    # ---- asked by other CPUs ----------------------------------------------------------------
+
+    def shoot_down(self, key: Key) -> None:
+        """Invalidate whatever derives from one guest entry (844)."""
+
+    def revoke_write(self, gfn: int) -> int:
+        """A trace is being placed on `gfn`: take write permission away; return how many lost it."""
+        ...
+
+    def drop_table(self, gfn: int) -> None:
+        """Forget everything derived from a guest table."""
+
+    # ---- what the hardware has to be told ---------------------------------------------------
+
+    def take_flushes(self) -> list[int]:
+        """Return the addresses to flush since the last call; `[FLUSH_ALL]` is all of them."""
+        ...
+
+    def take_applied(self) -> int:
+        """Return how many patches were applied since the last call."""
+        ...
+
+    def check(self) -> None:
+        """Assert the policy's invariants."""
