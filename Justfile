@@ -23,6 +23,10 @@ lint: setup-dev
     {{ python }} -m ruff check
     {{ python }} -m ruff format --check
 
+# Write docs/conformance.md from the tests' markers; `--check` refuses a stale file and empty rows.
+conformance *args: setup-dev
+    {{ python }} scripts/conformance.py "$@"
+
 # Check types with mypy (strict) and pyright.
 types: setup-dev link
     {{ python }} -m mypy

@@ -105,7 +105,7 @@ class BuiltMachine:
         Raises:
             Incoherent: The checker found a violation.
         """
-        from penumbra.actors.machine.run import summarise
+        from penumbra.actors.machine.build import summarise
 
         await self.machine.run()
         verdict = self.oracle.verdict() if self.oracle else None
@@ -164,8 +164,8 @@ class MachineMaker:
         Raises:
             ValueError: No such workload, scheme, option or field, or they do not go together.
         """
+        from penumbra.actors.machine.build import build_machine
         from penumbra.actors.machine.config import MachineConfig
-        from penumbra.actors.machine.run import build_machine
         from penumbra.hw.costs import CostProfile
 
         made = workload

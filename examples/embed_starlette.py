@@ -25,8 +25,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from penumbra.actors.coherent import Change, Fabric, Source
+from penumbra.actors.machine.build import build_machine
 from penumbra.actors.machine.config import MachineConfig
-from penumbra.actors.machine.run import build_machine
 from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.guest.workloads.workload import named_workload
 from penumbra.hw.costs import CostProfile

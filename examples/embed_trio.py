@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import trio
 
 from penumbra.actors.coherent import Change, Copy, Fabric, Source, checked
+from penumbra.actors.machine.build import build_machine
 from penumbra.actors.machine.config import MachineConfig
-from penumbra.actors.machine.run import build_machine
 from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.guest.workloads.workload import named_workload
 from penumbra.hw.costs import CostProfile

@@ -516,10 +516,6 @@ class PhysicalCpu:
             self._put_parts(parts, work.value)
         return Done(old), at
 
-    def store_for_device(self, hpa: int, size: int, value: int) -> None:
-        """Store to machine memory what a device writes: no translation, but seen if flagged."""
-        self._put(hpa, size, value)
-
     # ---- the rest -------------------------------------------------------------------------------
 
     def _syscall(self, work: o.Syscall, user: bool, at: int) -> Exit:

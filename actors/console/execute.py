@@ -21,7 +21,8 @@ from penumbra.actors.console.errors import COMMAND_LINE, Interrupted, UsageError
 from penumbra.actors.console.interrupts import deferred
 from penumbra.actors.console.version import source_digest, version
 from penumbra.actors.console.workloads import Chosen, build
-from penumbra.actors.machine.run import ConfigurationError, RunResult, plan_layout, simulate
+from penumbra.actors.machine.build import ConfigurationError, plan_layout
+from penumbra.actors.machine.run import RunResult, simulate
 from penumbra.actors.observe import FolderError, Results, RunFolder, digest, toml_text
 from penumbra.hw.compiled import ENGINE_VARIABLE, engine_name
 from penumbra.hw.cpu import warm_up

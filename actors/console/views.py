@@ -126,15 +126,16 @@ def heat_map(paper: Paper, outcome: Outcome) -> None:
         return
     overflows = sum(channel["n_overflows"] for row in matrix for channel in row)
     prefix, in_all = ("vcpu", " / posted in all") if len(matrix) <= _WIDE_MATRIX else ("", "")
-    names = [f"{prefix}{vcpu}" for vcpu in range(len(matrix))]
+    n = len(matrix[0])
+    names = [f"{prefix}{vcpu}" for vcpu in range(n)]
     grid = Grid(
         f"{outcome.scheme}: channels, patches at the fullest{in_all}; "
         f"{outcome.capacity} fit, {count(overflows)} overflows",
         ["from \\ to", *names],
     )
-    for name, row in zip(names, matrix, strict=True):
-        cells = [_channel(channel, outcome.capacity, len(matrix)) for channel in row]
-        grid.rows.append([name, *cells])
+    for i, row in enumerate(matrix):
+        name = names[i % n] if len(matrix) == n else f"VM {i // n}, {names[i % n]}"
+        grid.rows.append([name, *(_channel(channel, outcome.capacity, n) for channel in row)])
     paper.line()
     paper.grid(grid)
 
@@ -162,7 +163,10 @@ def folders(paper: Paper, outcomes: Sequence[Outcome]) -> None:
 def memory(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Return the guest processes that did not end alike, with what each scheme left of them."""
     by_scheme = {
-        outcome.scheme: {process["pid"]: process for process in outcome.summary["processes"]}
+        outcome.scheme: {
+            (process.get("vm", 0), process["pid"]): process
+            for process in outcome.summary["processes"]
+        }
         for outcome in outcomes
     }
     pids = sorted({pid for processes in by_scheme.values() for pid in processes})
@@ -174,7 +178,8 @@ def memory(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         }
         if len(set(ends.values())) > 1:
             name = next(p[pid]["name"] for p in by_scheme.values() if pid in p)
-            differ.append({"pid": pid, "name": name, "ends": {k: [*v] for k, v in ends.items()}})
+            ended = {scheme: [*end] for scheme, end in ends.items()}
+            differ.append({"vm": pid[0], "pid": pid[1], "name": name, "ends": ended})
     return differ
 
 
@@ -184,4 +189,5 @@ def disagreement(process: dict[str, Any]) -> str:
         f"{scheme}: {', '.join(part or '(still running)' for part in end) or 'never started'}"
         for scheme, end in process["ends"].items()
     )
-    return f"  process {process['pid']} ({process['name']})  {'; '.join(ends)}"
+    where = f"VM {process['vm']}, " if process["vm"] else ""
+    return f"  {where}process {process['pid']} ({process['name']})  {'; '.join(ends)}"

@@ -32,7 +32,8 @@ from penumbra.actors.machine.messages import (
     TruePageFault,
 )
 from penumbra.actors.machine.observer import Observer
-from penumbra.actors.machine.submm import ConsumerRef, CpuRef
+from penumbra.actors.machine.seat import Seat
+from penumbra.actors.machine.submm import ConsumerRef
 from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import ActorRef
 from penumbra.actors.vmm.traces import WriteTraces
@@ -92,7 +93,7 @@ def hardware_modes(registers: GuestRegisters, *, flush: bool = True) -> SetModes
 class BareHardware:
     """No monitor: events act on the CPU and faults go to the guest as the hardware raised them."""
 
-    def __init__(self, vcpu_id: int, cpu: CpuRef, observer: Observer) -> None:
+    def __init__(self, vcpu_id: int, cpu: Seat, observer: Observer) -> None:
         self.registers = GuestRegisters()
         self._vcpu = vcpu_id
         self._cpu = cpu

@@ -14,7 +14,8 @@ from penumbra.hw.formats import FORMATS
 from penumbra.hw.tlb import TlbGeometry
 
 _NOT_NEGATIVE = (
-    "ipi_latency", "ram_mib", "pool_mib", "disk_mib", "disk_latency", "user_frames", "max_progress",
+    "ipi_latency", "ram_mib", "pool_mib", "disk_mib", "disk_latency", "user_frames",
+    "max_progress", "skew",
 )  # fmt: skip
 
 
@@ -37,6 +38,10 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         guest_flush: How the guest's CPUs come to flush what one of them unmaps: at once by
             interrupt, with all others stopped first, many in one round, or each at its own next
             CR3 load or timer tick, the frames waiting for it.
+        cpus: Physical CPUs below the VCPUs of all VMs; 0: one each, and no kernel between.
+        vms: Virtual machines of this kind on one kernel, each with the workload for itself.
+        slice: Progress for which a world keeps its CPU while others wait.
+        skew: Progress by which a VCPU may be ahead of its slowest sibling, while worlds share CPUs.
         max_progress: Progress of one VCPU at which the machine ends by name; 0 takes ten times the
             workload's recorded references plus 20 million.
         guest_bugs: Bugs the guest kernel is to have (`penumbra list faults`).
@@ -60,6 +65,10 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     user_frames: int = 0
     guest_flush: Literal["eager", "quiesce", "batched", "lazy"] = "eager"
     spurious_faults: bool = False
+    cpus: int = 0
+    vms: int = 1
+    slice: int = 100_000
+    skew: int = 200_000
     guest_bugs: tuple[str, ...] = ()
 
     def problem(self) -> str | None:
@@ -68,7 +77,11 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             return f"machine.vcpus is {self.vcpus}: must be 1 .. 16"
         if self.smt not in (1, 2, 4):
             return f"machine.smt is {self.smt}: must be 1, 2 or 4"
-        for name in ("quantum", "timer_period"):
+        if not 0 <= self.cpus <= 16:
+            return f"machine.cpus is {self.cpus}: must be 0 .. 16"
+        if not 1 <= self.vms <= 16:
+            return f"machine.vms is {self.vms}: must be 1 .. 16"
+        for name in ("quantum", "timer_period", "slice"):
             if getattr(self, name) < 1:
                 return f"machine.{name} is {getattr(self, name)}: must be at least 1"
         for name in _NOT_NEGATIVE:

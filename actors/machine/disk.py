@@ -25,7 +25,6 @@ from penumbra.actors.machine.observer import Observer
 from penumbra.actors.runtime import Actor
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.traces import WriteTraces
-from penumbra.hw.cpu import PhysicalCpu
 from penumbra.hw.disk import DISK_VECTOR, Disk, Transfer
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT
 
@@ -37,6 +36,7 @@ class DiskActor(Actor[DiskOrder, DiskReply]):
     """Moves pages between the disk's blocks and the guest's memory.
 
     Args:
+        store: Stores to machine memory and tells whoever flagged the frame: hpa, bytes, value.
         producers: By VCPU, who makes its stores to traced tables; empty without a monitor.
         interrupt: Queues an interrupt: CPU, due progress, vector.
     """
@@ -45,7 +45,7 @@ class DiskActor(Actor[DiskOrder, DiskReply]):
         self,
         disk: Disk,
         memory: MemoryManagement,
-        cpus: Sequence[PhysicalCpu],
+        store: Callable[[int, int, int], None],
         producers: Sequence[ProducerRef],
         traces: WriteTraces | None,
         interrupt: Callable[[int, int, int], None],
@@ -53,7 +53,7 @@ class DiskActor(Actor[DiskOrder, DiskReply]):
     ) -> None:
         self._disk = disk
         self._memory = memory
-        self._cpus = cpus
+        self._store_word = store
         self._producers = producers
         self._traces = traces
         self._interrupt = interrupt
@@ -98,6 +98,6 @@ class DiskActor(Actor[DiskOrder, DiskReply]):
         elif ram.flags[hpa >> PAGE_SHIFT]:
             for at in range(0, PAGE_BYTES, _WORD):
                 word = int.from_bytes(data[at : at + _WORD], "little")
-                self._cpus[owner].store_for_device(hpa + at, _WORD, word)
+                self._store_word(hpa + at, _WORD, word)
         else:
             ram.bytes[hpa : hpa + PAGE_BYTES] = data

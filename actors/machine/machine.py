@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import anyio.lowlevel
 
@@ -20,8 +21,8 @@ from penumbra.actors.machine.coherence import (
     hardware_modes,
 )
 from penumbra.actors.machine.config import MachineConfig
-from penumbra.actors.machine.cpu import CpuActor
 from penumbra.actors.machine.disk import DiskActor
+from penumbra.actors.machine.hardware import Hardware
 from penumbra.actors.machine.messages import (
     CarryOut,
     DiskOrder,
@@ -32,10 +33,11 @@ from penumbra.actors.machine.messages import (
 )
 from penumbra.actors.machine.observer import Observer, Taps
 from penumbra.actors.machine.processes import ProcessLedger
-from penumbra.actors.machine.submm import ConsumerActor, CpuRef, ProducerActor, shadow_modes
+from penumbra.actors.machine.seat import FixedSeat, Seat
+from penumbra.actors.machine.submm import ConsumerActor, ProducerActor, shadow_modes
 from penumbra.actors.machine.thread import ThreadActor
-from penumbra.actors.machine.vcpu import ThreadRef, VcpuActor
-from penumbra.actors.observe.events import EventKind
+from penumbra.actors.machine.vcpu import ThreadRef, VcpuActor, Wait
+from penumbra.actors.observe.events import EventKind, EventLog
 from penumbra.actors.runtime import (
     ActorRef,
     ActorState,
@@ -51,7 +53,6 @@ from penumbra.actors.vmm.schemes import Scheme
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.guest.kernel import Kernel
 from penumbra.guest.system import GuestSystem
-from penumbra.hw import mmu_layout as m
 from penumbra.hw import operations as o
 from penumbra.hw.costs import CostProfile
 from penumbra.hw.cpu import PhysicalCpu
@@ -60,7 +61,6 @@ from penumbra.hw.formats import FORMATS, PAGE_BYTES, PAGE_SHIFT
 from penumbra.hw.interrupts import NEVER, InterruptController
 from penumbra.hw.memory import FLAG_SPIN, FLAG_TABLE, Ram
 from penumbra.hw.streams import AccessStream
-from penumbra.hw.tlb import Tlb, TlbGeometry
 
 _TURN_SECONDS = 0.05
 
@@ -82,35 +82,35 @@ class Machine:
         taps: Callable[[Ram], Taps] | None = None,
         chooser: Chooser | None = None,
         siblings: Sequence[Sequence[int]] = (),
+        place: Place | None = None,
     ) -> None:
         """Put the hardware and the monitors together.
 
         Args:
             siblings: Groups of VCPUs whose CPUs share one TLB (A40 Fig. 4).
+            place: Where a VM of several lies on the hardware they share; None: alone, each VCPU on
+                a CPU of its own.
         """
         self.config = config
         self.scheme = scheme
         self.spec = spec = FORMATS[config.paging]
         shadowed = scheme.shadow != "none"
         self.guest = guest
-        n_guest = guest.n_frames
-        n_backed = n_guest if guest.backed is None else len(guest.backed)
-        n_shadow = (scheme.options.shadow_pages + 8) * config.vcpus if shadowed else 0
-        self.ram = Ram(n_backed + n_shadow if shadowed else n_guest)
-        self.memory = MemoryManagement(
-            self.ram, n_guest, identity=not shadowed, seed=seed, backed=guest.backed
+        self.streams = streams
+        self.hardware = (place and place.hardware) or Hardware(
+            config, frames_wanted(config, scheme, guest), config.vcpus, siblings
         )
+        self.ram = self.hardware.ram
+        self.memory = MemoryManagement(
+            self.ram, guest.n_frames, identity=not shadowed, seed=seed, backed=guest.backed,
+            frames=place.frames if place else None,
+        )  # fmt: skip
         self.taps = taps(self.ram) if taps else None
         self.observer = Observer(config.vcpus, costs, self.taps)
+        if place is not None:
+            self.observer.vm, self.observer.events = place.vm_id, place.events
         self.ledger = ProcessLedger(spec, self.memory, self._swapped_page)
-        geometry = TlbGeometry(config.tlb_entries, config.tlb_ways, config.psc_slots)
-        tlbs = [Tlb(spec, geometry) for _ in range(config.vcpus)]
-        n, smt = config.vcpus, config.smt
-        for group in siblings or [range(i, min(i + smt, n)) for i in range(0, n, smt)]:
-            for i in group:
-                tlbs[i] = tlbs[group[0]]
-        self.cpus = [PhysicalCpu(i, spec, self.ram, tlb, streams) for i, tlb in enumerate(tlbs)]
-        self.observer.watch_cpus(self.cpus)
+        self.cpus = self.hardware.cpus
         self.interrupts = [InterruptController() for _ in range(config.vcpus)]
         self.disk = Disk(config.disk_mib << (20 - PAGE_SHIFT), config.disk_latency)
         self._disk: ActorRef[DiskOrder, DiskReply] | None = None
@@ -120,6 +120,7 @@ class Machine:
         self.submms = compose_sub_vmms(scheme, spec, self.memory, self.matrix, self.traces)
         self._conductor = Conductor(chooser or LowestKey(seed))
         self._system: ActorSystem | None = None
+        self._prefix = ""
         self._vcpus: list[VcpuActor] = []
         self._threads: dict[int, ThreadRef] = {}
         self._spins: dict[int, int] = {}
@@ -143,7 +144,7 @@ class Machine:
     def _spawn_thread(self, thread_id: int) -> None:
         assert self._system is not None
         actor = ThreadActor(self.guest.threads[thread_id], self.guest)
-        self._threads[thread_id] = self._system.spawn(actor, f"thread-{thread_id}")
+        self._threads[thread_id] = self._system.spawn(actor, f"{self._prefix}thread-{thread_id}")
 
     def _close_ended_threads(self) -> None:
         """End the tasks of guest threads that the kernel has reaped."""
@@ -199,6 +200,15 @@ class Machine:
     def _post(self, vcpu_id: int, due: int, vector: int) -> None:
         self.interrupts[vcpu_id].post(due, vector)
 
+    def _store_for_device(self, hpa: int, size: int, value: int) -> None:
+        """Store to machine memory what a device writes: no translation, but seen if flagged."""
+        ram = self.ram
+        pfn = hpa >> PAGE_SHIFT
+        old = ram.load(hpa, size)
+        ram.store(hpa, size, value)
+        if pfn < ram.n_frames and ram.flags[pfn]:
+            self._flagged_store(hpa, size, old, value)
+
     def spin(self, vcpu_id: int, hpa: int) -> None:
         self._spins[vcpu_id] = hpa
         self.ram.flags[hpa >> PAGE_SHIFT] |= FLAG_SPIN
@@ -220,54 +230,72 @@ class Machine:
 
     # ---- putting together ------------------------------------------------------------------------
 
-    def _build(self, system: ActorSystem) -> None:
-        self._system = system
-        boot = self.guest.boot(_BootMemory(self.memory))
-        cpu_refs = [system.spawn(CpuActor(cpu), f"cpu-{cpu.cpu_id}") for cpu in self.cpus]
+    def build_alone(self, system: ActorSystem, prefix: str = "") -> None:
+        """Spawn the CPUs' tasks and the VM's; each VCPU keeps a CPU of its own."""
+        refs = self.hardware.spawn(system, prefix)
         for cpu in self.cpus:
-            self._watch(cpu)
-        coherences, producers = self._coherences(system, cpu_refs)
+            self.sits_down(cpu.cpu_id, cpu)
+        seats = [FixedSeat(ref, cpu) for ref, cpu in zip(refs, self.cpus, strict=True)]
+        self.build(system, seats, prefix)
+
+    def build(self, system: ActorSystem, seats: Sequence[Seat], prefix: str = "") -> None:
+        """Spawn the VM's tasks and load the guest; VCPU i has `seats[i]`.
+
+        Args:
+            prefix: Put before the name of each task of this VM.
+        """
+        self._system, self._prefix = system, prefix
+        boot = self.guest.boot(_BootMemory(self.memory))
+        coherences, producers = self._coherences(system, seats)
         if self.disk.n_blocks:
             traces = self.traces if self.submms else None
             disk = DiskActor(
-                self.disk, self.memory, self.cpus, producers, traces, self._post, self.observer
-            )
-            self._disk = system.spawn(disk, "disk")
+                self.disk, self.memory, self._store_for_device, producers, traces, self._post,
+                self.observer,
+            )  # fmt: skip
+            self._disk = system.spawn(disk, f"{prefix}disk")
         if self.taps is not None:
             for pfn, gfn in self.memory.guest_of.items():
                 self.taps.grant(gfn, pfn)
         for i, coherence in enumerate(coherences):
             registers, start = coherence.registers, boot.registers[i]
             registers.cr0, registers.cr4, registers.efer = start.cr0, start.cr4, start.efer
-            cpu_refs[i].ask_nowait(
+            seats[i].ask_nowait(
                 shadow_modes(registers) if self.submms else hardware_modes(registers)
             )
             coherence.load_root(start.cr3)
             if self.taps is not None:
                 self.taps.registers(i, start.cr0, start.cr3, start.cr4, start.efer)
             vcpu = VcpuActor(
-                i, boot.idle_threads[i], cpu_refs[i], coherence, self.interrupts[i], self,
+                i, boot.idle_threads[i], seats[i], coherence, self.interrupts[i], self,
                 self.observer,
             )  # fmt: skip
             self._vcpus.append(vcpu)
-        self._vcpu_refs = [system.spawn(vcpu, f"vcpu-{vcpu.vcpu_id}") for vcpu in self._vcpus]
+        self._vcpu_refs = [
+            system.spawn(vcpu, f"{prefix}vcpu-{vcpu.vcpu_id}") for vcpu in self._vcpus
+        ]
         for thread_id in boot.idle_threads:
             self.thread(thread_id)
 
     def _coherences(
-        self, system: ActorSystem, cpu_refs: list[CpuRef]
+        self, system: ActorSystem, seats: Sequence[Seat]
     ) -> tuple[list[Coherence], list[ProducerRef]]:
+        prefix = self._prefix
         if not self.submms:
-            return [BareHardware(i, ref, self.observer) for i, ref in enumerate(cpu_refs)], []
+            return [BareHardware(i, seat, self.observer) for i, seat in enumerate(seats)], []
         consumers = [
-            system.spawn(ConsumerActor(submm, ref, self.observer), f"consumer-{submm.vcpu_id}")
-            for submm, ref in zip(self.submms, cpu_refs, strict=True)
+            system.spawn(
+                ConsumerActor(submm, seat, self.observer), f"{prefix}consumer-{submm.vcpu_id}"
+            )
+            for submm, seat in zip(self.submms, seats, strict=True)
         ]
         coherences: list[Coherence] = []
         producers: list[ProducerRef] = []
-        for submm, ref, cpu in zip(self.submms, cpu_refs, self.cpus, strict=True):
-            actor = ProducerActor(submm, self.memory, ref, cpu, consumers, self.observer)
-            producer = system.spawn(actor, f"producer-{submm.vcpu_id}")
+        for submm, seat in zip(self.submms, seats, strict=True):
+            actor = ProducerActor(
+                submm, self.memory, seat, self._store_for_device, consumers, self.observer
+            )
+            producer = system.spawn(actor, f"{prefix}producer-{submm.vcpu_id}")
             producers.append(producer)
             coherences.append(
                 Monitored(
@@ -277,11 +305,13 @@ class Machine:
             )  # fmt: skip
         return coherences, producers
 
-    def _watch(self, cpu: PhysicalCpu) -> None:
-        """Connect a CPU's hooks to the machine and, if there is one, the checker."""
+    def sits_down(self, vcpu_id: int, cpu: PhysicalCpu) -> None:
+        """A VCPU runs on this CPU from now on: its streams, its hooks, its counters."""
+        cpu.streams = self.streams
         cpu.on_flagged = self._flagged_store
-        cpu.reg[m.R_SPURIOUS] = int(self.config.spurious_faults)
-        taps, vcpu_id = self.taps, cpu.cpu_id
+        self.observer.sits_down(vcpu_id, cpu)
+        cpu.on_used = cpu.on_block = None
+        taps = self.taps
         if taps is not None:
             cpu.on_used = lambda gva, kind, user, pfn: taps.used(vcpu_id, gva, kind, user, pfn)
             cpu.on_block = lambda sid, stream, start, used: taps.block(
@@ -298,19 +328,23 @@ class Machine:
         """
         try:
             async with ActorSystem("machine") as system:
-                self._build(system)
+                self.build_alone(system)
                 await self._conduct(on_turn)
-                while any(actor.state is ActorState.CLOSING for actor in system.tree().actors):
-                    await anyio.lowlevel.checkpoint()
-                self.tree = system.tree()
+                self.tree = await settled_tree(system)
         finally:
-            self.guest.close()
+            self.close()
         return self.ended
+
+    def close(self) -> None:
+        """End the guest's coroutines."""
+        self.guest.close()
 
     async def _conduct(self, on_turn: Callable[[], None] | None) -> None:
         turn = time.monotonic()
         while not self.ended:
-            self._grant()
+            ready = self.ready()
+            if ready:
+                self.grant(self._conductor.next([(i, key) for i, key, _ in ready]))
             now = time.monotonic()
             if now - turn > _TURN_SECONDS:
                 turn = now
@@ -319,15 +353,25 @@ class Machine:
                 await anyio.lowlevel.checkpoint()
         self.observer.note(self.running, EventKind.VM_END)
 
-    def _grant(self) -> None:
-        """Hand the baton to the VCPU the conductor chooses, for one quantum."""
-        keys = [(vcpu.vcpu_id, vcpu.key()) for vcpu in self._vcpus]
-        candidates = [(vcpu_id, key) for vcpu_id, key in keys if key is not None]
-        if not candidates:
+    def ready(self) -> list[tuple[int, int, bool]]:
+        """Return (VCPU, progress at which it can go on, whether it sleeps until then).
+
+        If there is none the machine has ended, and `ended` says why.
+        """
+        found = [
+            (vcpu.vcpu_id, key, vcpu.wait is not Wait.NOTHING)
+            for vcpu in self._vcpus
+            if (key := vcpu.key()) is not None
+        ]
+        if not found and not self.ended:
             self.ended = self._why_idle()
-            return
-        self.running = vcpu_id = self._conductor.next(candidates)
-        since = dict(candidates)[vcpu_id]
+        return found
+
+    def grant(self, vcpu_id: int) -> None:
+        """Hand the baton to a VCPU that is ready, for one quantum."""
+        since = self._vcpus[vcpu_id].key()
+        assert since is not None
+        self.running = vcpu_id
         if since >= self.config.max_progress:
             self.ended = f"max_progress {self.config.max_progress} reached by VCPU {vcpu_id}"
             return
@@ -343,6 +387,37 @@ class Machine:
             return "finished"
         waits = ", ".join(f"VCPU {vcpu.vcpu_id} {vcpu.wait.value}" for vcpu in self._vcpus)
         return f"guest deadlock: {waits}, no interrupt pending"
+
+
+async def settled_tree(system: ActorSystem) -> SystemTree:
+    """Return the tasks of a system once those that were closed have ended."""
+    while any(actor.state is ActorState.CLOSING for actor in system.tree().actors):
+        await anyio.lowlevel.checkpoint()
+    return system.tree()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one VM of several lies.
+
+    Attributes:
+        events: The log they share.
+        hardware: What they share; None: this one has hardware of its own.
+        frames: The machine frames given to it.
+    """
+
+    vm_id: int
+    events: EventLog
+    hardware: Hardware | None = None
+    frames: Sequence[int] | None = None
+
+
+def frames_wanted(config: MachineConfig, scheme: Scheme, guest: GuestSystem) -> int:
+    """Return how many machine frames a VM takes: its guest's and its monitor's."""
+    if scheme.shadow == "none":
+        return guest.n_frames
+    n_backed = guest.n_frames if guest.backed is None else len(guest.backed)
+    return n_backed + (scheme.options.shadow_pages + 8) * config.vcpus
 
 
 class _BootMemory:

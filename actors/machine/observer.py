@@ -6,7 +6,6 @@ Observers never change what they observe: nothing here is read by a driver.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +16,16 @@ from penumbra.hw import mmu_layout as m
 from penumbra.hw.costs import CostProfile
 from penumbra.hw.cpu import PhysicalCpu
 from penumbra.hw.streams import AccessStream
+
+_COUNTED = {
+    "references": m.R_REFERENCES,
+    "tlb_miss": m.R_MISSES,
+    "walk": m.R_WALKS,
+    "walk_read": m.R_WALK_READS,
+    "psc_hit": m.R_PSC_HITS,
+}
+_MISSES, _WALK_READS = list(_COUNTED).index("tlb_miss"), list(_COUNTED).index("walk_read")
+_NOTHING = np.zeros(m.REG_WORDS, np.int64).data
 
 
 class Taps(Protocol):
@@ -68,11 +77,26 @@ class Observer:
         self._costs = [0] * n_vcpus
         fields = (name for name in costs.__struct_fields__ if name != "source")
         self._unit: dict[str, int] = {name: getattr(costs, name) for name in fields}
-        self._cpus: Sequence[PhysicalCpu] = ()
+        self.vm = 0
+        self._on_cpu = list(range(n_vcpus))
+        # What a VCPU has counted: its CPU's registers, less what they held when it sat down, plus
+        # what it had counted before.
+        self._regs: list[memoryview] = [_NOTHING] * n_vcpus
+        self._before = [[0] * len(_COUNTED) for _ in range(n_vcpus)]
 
-    def watch_cpus(self, cpus: Sequence[PhysicalCpu]) -> None:
-        """Read the hardware's own counters from these CPUs, one per VCPU."""
-        self._cpus = cpus
+    def sits_down(self, vcpu: int, cpu: PhysicalCpu) -> None:
+        """From now on a VCPU runs on this CPU, whose registers count for it."""
+        self._on_cpu[vcpu], self._regs[vcpu] = cpu.cpu_id, cpu.reg
+        before = self._before[vcpu]
+        for i, register in enumerate(_COUNTED.values()):
+            before[i] -= cpu.reg[register]
+
+    def gets_up(self, vcpu: int) -> None:
+        """A VCPU leaves its CPU and keeps what it has counted there."""
+        before, reg = self._before[vcpu], self._regs[vcpu]
+        for i, register in enumerate(_COUNTED.values()):
+            before[i] += reg[register]
+        self._regs[vcpu] = _NOTHING
 
     def count(self, vcpu: int, name: str, n: int = 1) -> None:
         """Count `n` events of a name and what they cost."""
@@ -86,13 +110,13 @@ class Observer:
 
     def cost(self, vcpu: int) -> int:
         """Return what a VCPU has cost so far."""
-        reg = self._cpus[vcpu].reg
+        reg, before = self._regs[vcpu], self._before[vcpu]
         unit = self._unit
         return (
             self._costs[vcpu]
             + self.progress[vcpu] * unit["progress"]
-            + reg[m.R_MISSES] * unit["tlb_miss"]
-            + reg[m.R_WALK_READS] * unit["walk_read"]
+            + (reg[m.R_MISSES] + before[_MISSES]) * unit["tlb_miss"]
+            + (reg[m.R_WALK_READS] + before[_WALK_READS]) * unit["walk_read"]
         )
 
     def note(
@@ -100,8 +124,9 @@ class Observer:
     ) -> int:
         """Log one event; return its sequence number, to be the cause of others."""
         return self.events.add(
-            self.progress[vcpu], self.cost(vcpu), 0, vcpu, vcpu, kind, gva, arg0, arg1, cause
-        )
+            self.progress[vcpu], self.cost(vcpu), self.vm, vcpu, self._on_cpu[vcpu], kind, gva,
+            arg0, arg1, cause,
+        )  # fmt: skip
 
     def totals(self) -> dict[str, int]:
         """Return all counters of the machine, the hardware's and the progress included."""
@@ -113,11 +138,7 @@ class Observer:
 
     def hardware(self, vcpu: int) -> dict[str, int]:
         """Return what a VCPU's CPU has counted itself."""
-        reg = self._cpus[vcpu].reg
+        reg, before = self._regs[vcpu], self._before[vcpu]
         return {
-            "references": reg[m.R_REFERENCES],
-            "tlb_miss": reg[m.R_MISSES],
-            "walk": reg[m.R_WALKS],
-            "walk_read": reg[m.R_WALK_READS],
-            "psc_hit": reg[m.R_PSC_HITS],
+            name: reg[register] + before[i] for i, (name, register) in enumerate(_COUNTED.items())
         }

@@ -8,27 +8,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import anyio
-import msgspec
 
-from penumbra.actors.check import Oracle, Verdict
+from penumbra.actors.check import Verdict
+from penumbra.actors.machine.build import summarise
 from penumbra.actors.machine.config import MachineConfig
-from penumbra.actors.machine.machine import Machine
-from penumbra.actors.machine.observer import Taps
+from penumbra.actors.machine.several import (
+    build_rig,
+    merge_summaries,
+    merge_verdicts,
+)
 from penumbra.actors.observe.events import EventLog
-from penumbra.actors.runtime import Chooser
 from penumbra.actors.vmm.schemes import Scheme
-from penumbra.guest.kernel import Kernel, KernelOptions, Layout, default_layout
 from penumbra.guest.workloads.workload import Workload
 from penumbra.hw.compiled import engine_name
 from penumbra.hw.costs import CostProfile
-from penumbra.hw.formats import FORMATS, PAGE_SHIFT
-from penumbra.hw.memory import Ram
-
-MIB = 1 << 20
-
-
-class ConfigurationError(ValueError):
-    """A machine, scheme and workload that do not go together; the text names field and cause."""
 
 
 @dataclass
@@ -47,74 +40,6 @@ class RunResult:
     verdict: Verdict | None
     wall: dict[str, float]
     engine: str
-
-
-def plan_layout(machine: MachineConfig, workload: Workload) -> Layout:
-    """Lay out guest memory for a workload.
-
-    Raises:
-        ConfigurationError: It does not fit, or the program needs another paging format.
-    """
-    wanted = {32: "ia32", 64: "x86-64"}.get(workload.bits, machine.paging)
-    if wanted != machine.paging:
-        raise ConfigurationError(
-            f"machine.paging is {machine.paging!r}, but workload {workload.name!r} "
-            f"is a {workload.bits}-bit program: it needs {wanted!r}"
-        )
-    program = workload.program
-    try:
-        return default_layout(
-            FORMATS[machine.paging],
-            program.peak_pages,
-            program.used_ranges(),
-            ram_bytes=machine.ram_mib * MIB,
-            pool_bytes=machine.pool_mib * MIB,
-        )
-    except ValueError as error:
-        raise ConfigurationError(f"machine: {error}") from error
-
-
-def build_machine(
-    machine: MachineConfig,
-    scheme: Scheme,
-    workload: Workload,
-    costs: CostProfile,
-    seed: int,
-    *,
-    check: bool = True,
-    chooser: Chooser | None = None,
-) -> tuple[Machine, Oracle | None]:
-    """Put a machine together, with its checker unless declined.
-
-    Raises:
-        ConfigurationError: The parts do not go together.
-    """
-    for problem in (machine.problem(), scheme.problem()):
-        if problem:
-            raise ConfigurationError(problem)
-    layout = plan_layout(machine, workload)
-    if not machine.max_progress:
-        recorded = sum(stream.n_references for stream in workload.streams)
-        machine = msgspec.structs.replace(machine, max_progress=10 * recorded + 20_000_000)
-    oracles: list[Oracle] = []
-
-    def make_taps(ram: Ram) -> Taps:
-        oracles.append(Oracle(machine.spec_name, machine.vcpus, ram.bytes, ram.flags))
-        return oracles[0]
-
-    options = KernelOptions(
-        timer_period=machine.timer_period,
-        bugs=frozenset(machine.guest_bugs),
-        swap_pages=machine.disk_mib * MIB >> PAGE_SHIFT,
-        user_frames=machine.user_frames,
-        flush=machine.guest_flush,
-    )
-    kernel = Kernel(FORMATS[machine.paging], layout, machine.vcpus, [workload.program], options)
-    built = Machine(
-        machine, scheme, kernel, workload.streams, costs, seed,
-        make_taps if check else None, chooser,
-    )  # fmt: skip
-    return built, oracles[0] if oracles else None
 
 
 def simulate(
@@ -138,74 +63,27 @@ def simulate(
         ConfigurationError: The parts do not go together.
     """
     started = time.perf_counter()
-    built, oracle = build_machine(machine, scheme, workload, costs, seed, check=check)
-    n_references = sum(stream.n_references for stream in workload.streams)
+    rig = build_rig(machine, scheme, workload, costs, seed, check=check)
+    n_references = machine.vms * sum(stream.n_references for stream in workload.streams)
 
     def on_turn() -> None:
         if on_progress is not None:
-            done = sum(built.observer.hardware(i)["references"] for i in range(machine.vcpus))
+            done = sum(
+                one.observer.hardware(i)["references"]
+                for one in rig.machines
+                for i in range(machine.vcpus)
+            )
             on_progress(min(1.0, done / n_references) if n_references else 0.0)
 
     built_at = time.perf_counter()
-    anyio.run(built.run, on_turn, backend=loop)
+    anyio.run(rig.run, on_turn, backend=loop)
     ended_at = time.perf_counter()
-    verdict = oracle.verdict() if oracle else None
+    summaries = [summarise(one, seed) for one in rig.machines]
+    verdicts = [oracle.verdict() for oracle in rig.oracles]
     wall = {"build": built_at - started, "run": ended_at - built_at}
-    return RunResult(summarise(built, seed), built.observer.events, verdict, wall, engine_name())
-
-
-def summarise(machine: Machine, seed: int) -> dict[str, Any]:
-    """Return the deterministic summary of a machine that has ended."""
-    observer, config = machine.observer, machine.config
-    matrix = _matrix(machine)
-    for producer, row in enumerate(matrix):
-        for channel in row:
-            observer.count(producer, "patch_posted", channel["n_posted"])
-            observer.count(producer, "patch_coalesced", channel["n_coalesced"])
-            observer.count(producer, "overflow", channel["n_overflows"])
-    n = config.vcpus
-    exits: dict[str, int] = {}
-    for per_vcpu in observer.exits:
-        for reason, count in per_vcpu.items():
-            exits[reason] = exits.get(reason, 0) + count
-    return {
-        "scheme": machine.scheme.name,
-        "seed": seed,
-        "vcpus": n,
-        "paging": config.paging,
-        "ended": machine.ended,
-        "progress": sum(observer.progress),
-        "cost": sum(observer.cost(i) for i in range(n)),
-        "counters": observer.totals(),
-        "vcpu": [
-            {
-                "progress": observer.progress[i],
-                "cost": observer.cost(i),
-                **{k: observer.counters[i][k] for k in sorted(observer.counters[i])},
-                **observer.hardware(i),
-            }
-            for i in range(n)
-        ],
-        "exits": {reason: exits[reason] for reason in sorted(exits)},
-        "processes": [
-            {
-                "pid": record.pid,
-                "name": record.name,
-                "ended": record.ended,
-                "pages": record.pages,
-                "digest": record.digest,
-            }
-            for record in sorted(machine.ledger.records.values(), key=lambda r: r.pid)
-        ],
-        "matrix": matrix,
-        "marks": [[what, list(args), text] for what, args, text in machine.ledger.marks[:1000]],
-    }
-
-
-def _matrix(machine: Machine) -> list[list[dict[str, int]]]:
-    if machine.scheme.propagate != "patch":
-        return []
-    n = machine.config.vcpus
-    return [
-        [msgspec.to_builtins(machine.matrix.statistics(i, j)) for j in range(n)] for i in range(n)
-    ]
+    if machine.vms == 1 and not rig.trespasses:
+        summary, verdict = summaries[0], verdicts[0] if verdicts else None
+    else:
+        summary = merge_summaries(summaries, rig.trespasses)
+        verdict = merge_verdicts(verdicts, rig.trespasses) if verdicts else None
+    return RunResult(summary, rig.events, verdict, wall, engine_name())

@@ -9,11 +9,12 @@ Source: A40 Figs 5, 6, 11, 12; VMM-A to VMM-D, 396, 399.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from penumbra.actors.machine.messages import (
     Complete,
     ConsumerOrder,
     ConsumerReply,
-    CpuOrder,
     DeviceStore,
     DeviceStored,
     DropTable,
@@ -27,7 +28,6 @@ from penumbra.actors.machine.messages import (
     PrivilegeChanged,
     ProducerOrder,
     ProducerReply,
-    Ran,
     Repair,
     Repaired,
     RevokeWrite,
@@ -40,6 +40,7 @@ from penumbra.actors.machine.messages import (
     TruePageFault,
 )
 from penumbra.actors.machine.observer import Observer
+from penumbra.actors.machine.seat import Seat
 from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import Actor, ActorRef
 from penumbra.actors.vmm.fill import Emulate, Forward, Hidden, PlaceTraces
@@ -48,13 +49,11 @@ from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.secondary import SecondaryData
 from penumbra.actors.vmm.shadow import FLUSH_ALL
 from penumbra.actors.vmm.walk import GuestRegisters
-from penumbra.hw.cpu import PhysicalCpu
 from penumbra.hw.formats import CR4_PGE, EFER_NXE, PAGE_BYTES, PAGE_SHIFT
 from penumbra.hw.operations import Fill, Physical
 from penumbra.hw.streams import WRITE
 
 _DEVICE_BYTES = 8
-CpuRef = ActorRef[CpuOrder, Ran]
 ConsumerRef = ActorRef[ConsumerOrder, ConsumerReply]
 
 
@@ -70,9 +69,9 @@ def shadow_modes(registers: GuestRegisters) -> SetModes:
 class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
     """Keeps one VCPU's shadow and TLB: hidden faults, coherency events, requests of other CPUs."""
 
-    def __init__(self, submm: SecondaryData, cpu: CpuRef, observer: Observer) -> None:
+    def __init__(self, submm: SecondaryData, seat: Seat, observer: Observer) -> None:
         self._submm = submm
-        self._cpu = cpu
+        self._cpu = seat
         self._observer = observer
         self._vcpu = submm.vcpu_id
 
@@ -156,15 +155,15 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
         self,
         submm: SecondaryData,
         memory: MemoryManagement,
-        cpu: CpuRef,
-        hardware: PhysicalCpu,
+        seat: Seat,
+        store_for_device: Callable[[int, int, int], None],
         consumers: list[ConsumerRef],
         observer: Observer,
     ) -> None:
         self._submm = submm
         self._memory = memory
-        self._cpu = cpu
-        self._hardware = hardware
+        self._cpu = seat
+        self._store_for_device = store_for_device
         self._consumers = consumers
         self._observer = observer
         self._vcpu = submm.vcpu_id
@@ -186,7 +185,7 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
             if memory.load(gpa, _DEVICE_BYTES) == word:
                 continue
             keys = submm.begin_store([(gpa, _DEVICE_BYTES)])
-            self._hardware.store_for_device(self._reach(gpa), _DEVICE_BYTES, word)  # 831
+            self._store_for_device(self._reach(gpa), _DEVICE_BYTES, word)  # 831
             self._observer.count(self._vcpu, "emulated_store")
             self._tell(keys, cause)
         return DeviceStored()
@@ -194,7 +193,7 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
     def _emulate(self, message: EmulateStore) -> ProducerReply:
         """Make one indivisible step of a store. Source: A40 Fig. 11, steps 830-848."""
         submm, observer, vcpu = self._submm, self._observer, self._vcpu
-        accesses = self._hardware.next_accesses(message.work, message.at)
+        accesses = self._cpu.cpu.next_accesses(message.work, message.at)
         if isinstance(message.work, Physical):
             return self._physical(message, *accesses[0])
         gpas = []

@@ -32,7 +32,7 @@ from penumbra.actors.machine.messages import (
 )
 from penumbra.actors.machine.observer import Observer
 from penumbra.actors.machine.privileged import PrivilegedWork
-from penumbra.actors.machine.submm import CpuRef
+from penumbra.actors.machine.seat import Seat
 from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import Actor, ActorRef
 from penumbra.hw import operations as o
@@ -101,7 +101,7 @@ class VcpuActor(Actor[Grant, Baton]):
         self,
         vcpu_id: int,
         thread_id: int,
-        cpu: CpuRef,
+        cpu: Seat,
         coherence: Coherence,
         interrupts: InterruptController,
         board: Board,

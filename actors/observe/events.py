@@ -48,6 +48,7 @@ class EventKind(IntEnum):
     HALT = 23
     MARK = 24
     VM_END = 25
+    WORLD_SWITCH = 26
 
 
 COLUMNS: Final[dict[str, str]] = {

@@ -40,11 +40,17 @@ class MemoryManagement:
         identity: bool,
         seed: int,
         backed: Sequence[int] | None = None,
+        frames: Sequence[int] | None = None,
     ) -> None:
-        """Back every guest frame, or those of `backed` alone (ascending; the rest is no RAM)."""
+        """Back every guest frame, or those of `backed` alone (ascending; the rest is no RAM).
+
+        Args:
+            frames: The machine frames this VM and its monitor may use; None: all there are.
+        """
         gfns = range(n_guest_frames) if backed is None else backed
         own = identity and backed is not None
-        frames = list(gfns if own else range(ram.n_frames))
+        given = range(ram.n_frames) if frames is None else frames
+        frames = list(gfns if own else given)
         if not identity:
             random.Random(seed).shuffle(frames)
         self.ram = ram

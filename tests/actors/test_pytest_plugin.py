@@ -220,7 +220,7 @@ def test_a_seed_that_is_none_is_refused_in_one_line(pytester: pytest.Pytester, s
         ("machine('no-such')", "no workload 'no-such'"),
         ("machine(scheme='no-such')", "no scheme 'no-such'"),
         ("machine(vcpus='two')", "machine: Expected `int`, got `str`"),
-        ("machine(cpus=2)", "machine: Object contains unknown field `cpus`"),
+        ("machine(cores=2)", "machine: Object contains unknown field `cores`"),
         ("machine(vcpus=99)", "machine.vcpus"),
         ("machine(options={'order': 'no-such'})", "no patch order switch 'no-such'"),
         ("machine(options={'capacity': 0})", "options.capacity"),

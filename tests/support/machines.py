@@ -8,9 +8,9 @@ import anyio
 import msgspec
 
 from penumbra.actors.check import Verdict
+from penumbra.actors.machine.build import build_machine, summarise
 from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.machine import Machine
-from penumbra.actors.machine.run import build_machine, summarise
 from penumbra.actors.vmm.schemes import PRESETS, Scheme
 from penumbra.guest.programs.program import Program
 from penumbra.guest.workloads.workload import Workload, named_workload

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from machines import scheme_with
 from penumbra.actors.lab.litmus import Finding, Hardware, LitmusRunner, Plan, Way
 from penumbra.actors.machine.coherence import BareHardware, Coherence, Monitored, ProducerRef
 from penumbra.actors.machine.machine import Machine
-from penumbra.actors.machine.submm import CpuRef
+from penumbra.actors.machine.seat import Seat
 from penumbra.actors.runtime import ActorSystem, ScheduleMismatch
 from penumbra.actors.vmm.schemes import PRESETS, Scheme
 from penumbra.guest.litmus import LitmusTest, read_tests
@@ -210,9 +211,9 @@ class _DeafMachine(Machine):
     """A machine that does nothing at INVLPG."""
 
     def _coherences(
-        self, system: ActorSystem, cpu_refs: list[CpuRef]
+        self, system: ActorSystem, seats: Sequence[Seat]
     ) -> tuple[list[Coherence], list[ProducerRef]]:
-        made, producers = super()._coherences(system, cpu_refs)
+        made, producers = super()._coherences(system, seats)
         for one in made:
             if isinstance(one, BareHardware):
                 one.__class__ = _DeafHardware

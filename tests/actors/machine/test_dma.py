@@ -10,9 +10,9 @@ from machines import scheme_with, workload_of
 from small_programs import SmallProgram, map_pages
 
 from penumbra.actors.check import Verdict
+from penumbra.actors.machine.build import build_machine, summarise
 from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.machine import Machine
-from penumbra.actors.machine.run import build_machine, summarise
 from penumbra.actors.vmm.schemes import PRESETS, Scheme
 from penumbra.guest.kernel import Thread
 from penumbra.guest.workloads.verify import ARENA_AT, SHARED_AT, WORD, expect

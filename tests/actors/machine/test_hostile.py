@@ -8,8 +8,8 @@ import pytest
 from machines import SMALL_STRESS, run_machine, workload_of
 from small_programs import SmallProgram, map_pages
 
+from penumbra.actors.machine.build import ConfigurationError, build_machine
 from penumbra.actors.machine.config import MachineConfig
-from penumbra.actors.machine.run import ConfigurationError, build_machine
 from penumbra.actors.vmm.schemes import PRESETS, Scheme
 from penumbra.guest.kernel.process import Thread
 from penumbra.guest.workloads.verify import ARENA_AT, WORD

@@ -6,8 +6,8 @@ import pytest
 from machines import run_machine, workload_of
 from small_programs import SmallProgram, map_pages
 
+from penumbra.actors.machine.build import plan_layout
 from penumbra.actors.machine.config import MachineConfig
-from penumbra.actors.machine.run import plan_layout
 from penumbra.guest.kernel import page_word
 from penumbra.guest.workloads.verify import ARENA_AT, WORD, expect
 from penumbra.hw.operations import Load, Store, Syscall
