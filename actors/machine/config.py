@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from penumbra.actors.machine.control import ControlName
 from penumbra.guest.kernel import GUEST_BUGS
 from penumbra.hw.formats import FORMATS
 from penumbra.hw.tlb import TlbGeometry
@@ -38,6 +39,8 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         guest_flush: How the guest's CPUs come to flush what one of them unmaps: at once by
             interrupt, with all others stopped first, many in one round, or each at its own next
             CR3 load or timer tick, the frames waiting for it.
+        control: How a monitor gets control of the guest kernel's privileged instructions: the
+            hardware intercepts them, every one traps, or the kernel runs as translated code.
         cpus: Physical CPUs below the VCPUs of all VMs; 0: one each, and no kernel between.
         vms: Virtual machines of this kind on one kernel, each with the workload for itself.
         slice: Progress for which a world keeps its CPU while others wait.
@@ -65,6 +68,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     user_frames: int = 0
     guest_flush: Literal["eager", "quiesce", "batched", "lazy"] = "eager"
     spurious_faults: bool = False
+    control: ControlName = "assisted"
     cpus: int = 0
     vms: int = 1
     slice: int = 100_000

@@ -21,6 +21,7 @@ from penumbra.actors.machine.coherence import (
     hardware_modes,
 )
 from penumbra.actors.machine.config import MachineConfig
+from penumbra.actors.machine.control import CONTROLS
 from penumbra.actors.machine.disk import DiskActor
 from penumbra.actors.machine.hardware import Hardware
 from penumbra.actors.machine.messages import (
@@ -300,7 +301,8 @@ class Machine:
             coherences.append(
                 Monitored(
                     submm.vcpu_id, submm.registers, producer, consumers, self.traces,
-                    self.scheme.shadow == "per-privilege", self.observer,
+                    self.scheme.shadow == "per-privilege", CONTROLS[self.config.control],
+                    self.observer,
                 )
             )  # fmt: skip
         return coherences, producers

@@ -246,6 +246,8 @@ class VcpuActor(Actor[Grant, Baton]):
         """Act on what became of the current operation."""
         if ran.spent:
             self._advance(self.progress + ran.spent)
+            if not self._user:
+                self._coherence.ran_supervisor(ran.spent)
         stop, work = ran.exit, self._work
         assert work is not None
         if isinstance(stop, Done):
@@ -288,6 +290,7 @@ class VcpuActor(Actor[Grant, Baton]):
 
     def _system_call(self, work: o.Operation) -> None:
         assert isinstance(work, o.Syscall)
+        self._coherence.privileged("syscall")
         self._observer.count(self.vcpu_id, "syscall")
         self._observer.note(self.vcpu_id, EventKind.SYSCALL)
         self._enter(EnterCall(self.vcpu_id, work.name, work.args, self.interrupts_enabled))
