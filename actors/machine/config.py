@@ -16,7 +16,7 @@ from penumbra.hw.tlb import TlbGeometry
 
 _NOT_NEGATIVE = (
     "ipi_latency", "ram_mib", "pool_mib", "disk_mib", "disk_latency", "user_frames",
-    "max_progress", "skew",
+    "max_progress", "skew", "applications", "application_work",
 )  # fmt: skip
 
 
@@ -45,6 +45,8 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         vms: Virtual machines of this kind on one kernel, each with the workload for itself.
         slice: Progress for which a world keeps its CPU while others wait.
         skew: Progress by which a VCPU may be ahead of its slowest sibling, while worlds share CPUs.
+        form: What runs below the monitors: a dedicated kernel, or a host OS.
+        applications: Worlds beside the VMs that only compute, each for `application_work` progress.
         max_progress: Progress of one VCPU at which the machine ends by name; 0 takes ten times the
             workload's recorded references plus 20 million.
         guest_bugs: Bugs the guest kernel is to have (`penumbra list faults`).
@@ -73,6 +75,9 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     vms: int = 1
     slice: int = 100_000
     skew: int = 200_000
+    form: Literal["kernel", "hosted"] = "kernel"
+    applications: int = 0
+    application_work: int = 1_000_000
     guest_bugs: tuple[str, ...] = ()
 
     def problem(self) -> str | None:

@@ -56,10 +56,10 @@ class PrivilegedWork:
             self._board.send_ipi(vcpu.vcpu_id, work.targets, work.vector, vcpu.progress)
         elif isinstance(work, o.StartDma):
             coherence.privileged("disk")
-            return self._board.start_dma(vcpu.vcpu_id, work, vcpu.progress)
+            return self._called(self._board.start_dma(vcpu.vcpu_id, work, vcpu.progress))
         elif isinstance(work, o.FinishedDma):
             coherence.privileged("disk")
-            return self._board.finished_dma(vcpu.vcpu_id)
+            return self._called(self._board.finished_dma(vcpu.vcpu_id))
         elif isinstance(work, o.ArmTimer):
             coherence.privileged("timer")
             self._interrupts.arm_timer(vcpu.progress + work.after if work.after else None)
@@ -72,6 +72,11 @@ class PrivilegedWork:
             self._observer.note(vcpu.vcpu_id, EventKind.HALT)
             vcpu.halt()
         return None
+
+    def _called(self, value: int) -> int:
+        """A call of the kernel has returned: its actions are looked at."""
+        self._vcpu.look_at_actions("kernel_call")
+        return value
 
     def _event(self, name: str, kind: EventKind, gva: int = 0, arg: int = 0) -> None:
         self._coherence.privileged(name)
