@@ -41,6 +41,10 @@ class CostProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     ipi: Cycles = 1000
     cr3_load: Cycles = 200
     world_switch: Cycles = 3000
+    callout: Cycles = 200
+    kernel_call: Cycles = 800
+    check_action_ipi: Cycles = 1000
+    translated: Cycles = 1
 
     def cost(self, counters: Mapping[str, int]) -> int:
         """Return the total of `counters` (names as the fields above; others cost nothing)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from penumbra.actors.machine.control import Control
 from penumbra.actors.machine.messages import (
     Complete,
     DropTable,
@@ -75,7 +76,13 @@ class Coherence(Protocol):
         """The VCPU entered or left user mode."""
 
     def note_exit(self, reason: str) -> None:
-        """A privileged operation trapped for `reason`."""
+        """The hardware trapped into the monitor for `reason`."""
+
+    def privileged(self, reason: str) -> None:
+        """The guest's kernel executed what a monitor may have to have control of."""
+
+    def ran_supervisor(self, spent: int) -> None:
+        """The guest's kernel made progress of its own."""
 
 
 def hardware_modes(registers: GuestRegisters, *, flush: bool = True) -> SetModes:
@@ -130,6 +137,12 @@ class BareHardware:
     def note_exit(self, reason: str) -> None:
         pass
 
+    def privileged(self, reason: str) -> None:
+        pass
+
+    def ran_supervisor(self, spent: int) -> None:
+        pass
+
 
 class Monitored:
     """Shadow tables: every fault and every event exits to the VCPU's sub-VMM."""
@@ -142,6 +155,7 @@ class Monitored:
         consumers: list[ConsumerRef],
         traces: WriteTraces,
         per_privilege: bool,
+        control: Control,
         observer: Observer,
     ) -> None:
         self.registers = registers
@@ -151,6 +165,7 @@ class Monitored:
         self._consumer = consumers[vcpu_id]
         self._traces = traces
         self._per_privilege = per_privilege
+        self._control = control
         self._observer = observer
 
     def page_fault(
@@ -240,3 +255,13 @@ class Monitored:
 
     def note_exit(self, reason: str) -> None:
         self._observer.exit(self._vcpu, reason)
+
+    def privileged(self, reason: str) -> None:
+        if reason in self._control.exits:
+            self._observer.exit(self._vcpu, reason)
+        elif reason in self._control.callouts:
+            self._observer.count(self._vcpu, "callout")
+
+    def ran_supervisor(self, spent: int) -> None:
+        if self._control.translates:
+            self._observer.count(self._vcpu, "translated", spent)

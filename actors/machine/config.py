@@ -9,13 +9,14 @@ from typing import Literal
 
 import msgspec
 
+from penumbra.actors.machine.control import ControlName
 from penumbra.guest.kernel import GUEST_BUGS
 from penumbra.hw.formats import FORMATS
 from penumbra.hw.tlb import TlbGeometry
 
 _NOT_NEGATIVE = (
     "ipi_latency", "ram_mib", "pool_mib", "disk_mib", "disk_latency", "user_frames",
-    "max_progress", "skew",
+    "max_progress", "skew", "applications", "application_work",
 )  # fmt: skip
 
 
@@ -38,10 +39,14 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         guest_flush: How the guest's CPUs come to flush what one of them unmaps: at once by
             interrupt, with all others stopped first, many in one round, or each at its own next
             CR3 load or timer tick, the frames waiting for it.
+        control: How a monitor gets control of the guest kernel's privileged instructions: the
+            hardware intercepts them, every one traps, or the kernel runs as translated code.
         cpus: Physical CPUs below the VCPUs of all VMs; 0: one each, and no kernel between.
         vms: Virtual machines of this kind on one kernel, each with the workload for itself.
         slice: Progress for which a world keeps its CPU while others wait.
         skew: Progress by which a VCPU may be ahead of its slowest sibling, while worlds share CPUs.
+        form: What runs below the monitors: a dedicated kernel, or a host OS.
+        applications: Worlds beside the VMs that only compute, each for `application_work` progress.
         max_progress: Progress of one VCPU at which the machine ends by name; 0 takes ten times the
             workload's recorded references plus 20 million.
         guest_bugs: Bugs the guest kernel is to have (`penumbra list faults`).
@@ -65,10 +70,14 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     user_frames: int = 0
     guest_flush: Literal["eager", "quiesce", "batched", "lazy"] = "eager"
     spurious_faults: bool = False
+    control: ControlName = "assisted"
     cpus: int = 0
     vms: int = 1
     slice: int = 100_000
     skew: int = 200_000
+    form: Literal["kernel", "hosted"] = "kernel"
+    applications: int = 0
+    application_work: int = 1_000_000
     guest_bugs: tuple[str, ...] = ()
 
     def problem(self) -> str | None:

@@ -16,8 +16,11 @@ import anyio.lowlevel
 import numpy as np
 import numpy.typing as npt
 
+from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.hardware import Hardware
+from penumbra.actors.machine.kernel import KernelServices
 from penumbra.actors.machine.machine import Machine, settled_tree
+from penumbra.actors.machine.routes import Vector
 from penumbra.actors.machine.seat import CpuRef, WorldSeat
 from penumbra.actors.machine.worlds import Ready, Turn, World, WorldManager
 from penumbra.actors.observe.events import EventKind
@@ -40,28 +43,31 @@ class Host:
         hardware: What they share; None: each machine has hardware of its own, and the kernel only
             says who runs.
         machines: VM i with `Place.vm_id` i.
-        slice_progress: How long a world keeps its CPU while others wait.
-        skew: How far a VCPU may run ahead of its slowest sibling.
+        config: Of each VM, and of the kernel: `cpus`, `slice`, `skew`, `form`, `applications`.
     """
 
     def __init__(
         self,
         hardware: Hardware | None,
         machines: Sequence[Machine],
-        n_cpus: int,
-        slice_progress: int,
-        skew: int,
+        config: MachineConfig,
         seed: int,
     ) -> None:
         self.hardware = hardware
         self.machines = machines
         self.tree = SystemTree("host", ())
-        self.manager = WorldManager(n_cpus, slice_progress, skew, Conductor(LowestKey(seed)))
+        n_cpus = config.cpus or config.vcpus
+        self.manager = WorldManager(n_cpus, config.slice, config.skew, Conductor(LowestKey(seed)))
+        self._quantum = config.quantum
         self._worlds = {
             (vm, vcpu): self.manager.add(vm, vcpu)
             for vm, machine in enumerate(machines)
             for vcpu in range(machine.config.vcpus)
         }
+        self.kernel = KernelServices(
+            self.manager, config.form, config.applications, config.application_work,
+            bare=hardware is None,
+        )  # fmt: skip
         self._seats: list[list[WorldSeat]] = []
         self._refs: list[CpuRef] = []
         self.trespasses: list[str] = []
@@ -83,6 +89,9 @@ class Host:
 
     def _build(self, system: ActorSystem) -> None:
         hardware = self.hardware
+        self.kernel.build(system)
+        for machine in self.machines:
+            machine.kernel_calls = self.kernel
         if hardware is None:
             for vm, machine in enumerate(self.machines):
                 machine.build_alone(system, f"vm-{vm}.")
@@ -103,6 +112,7 @@ class Host:
                 if on_turn:
                     on_turn()
                 await anyio.lowlevel.checkpoint()
+        self.kernel.finish()
 
     def _ready(self) -> list[Ready]:
         """Return every world that can go on; VMs where none can have ended."""
@@ -115,12 +125,18 @@ class Host:
             found += [
                 Ready(self._worlds[vm, vcpu].world_id, key, asleep) for vcpu, key, asleep in ready
             ]
-        return found
+        return found + self.kernel.ready() if found else []
 
     def _take_turn(self, turn: Turn) -> None:
-        world, machine = turn.world, self.machines[turn.world.vm]
-        if turn.switched and self.hardware is not None:
-            self._switch(turn, self.hardware)
+        world = turn.world
+        if turn.switched:
+            if turn.left is not None:
+                self.kernel.routed(turn.left, Vector.TIMER)
+            self._switch(turn)
+        if world.kind != "vm":
+            self.manager.served(turn, self.kernel.run(world, self._quantum))
+            return
+        machine = self.machines[world.vm]
         before = machine.observer.progress[world.vcpu]
         machine.grant(world.vcpu)
         self.manager.served(turn, machine.observer.progress[world.vcpu] - before)
@@ -138,10 +154,13 @@ class Host:
 
     # ---- world switches --------------------------------------------------------------------------
 
-    def _switch(self, turn: Turn, hardware: Hardware) -> None:
+    def _switch(self, turn: Turn) -> None:
         if turn.left is not None:
             self._get_up(turn.left)
-        world, cpu = turn.world, hardware.cpus[turn.cpu]
+        world, hardware = turn.world, self.hardware
+        if hardware is None or world.kind != "vm":
+            return
+        cpu = hardware.cpus[turn.cpu]
         machine = self.machines[world.vm]
         machine.sits_down(world.vcpu, cpu)
         self._guard(world.vm, cpu, hardware.owner)
@@ -151,7 +170,7 @@ class Host:
         machine.observer.note(world.vcpu, EventKind.WORLD_SWITCH, 0, world.world_id, left)
 
     def _get_up(self, world: World) -> None:
-        if not self._seats:
+        if not self._seats or world.kind != "vm":
             return
         seat = self._seats[world.vm][world.vcpu]
         if seat.seated:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import anyio.lowlevel
 
+from penumbra.actors.machine.actions import ActionQueue, RaiseInterrupt
 from penumbra.actors.machine.coherence import (
     BareHardware,
     Coherence,
@@ -21,6 +23,7 @@ from penumbra.actors.machine.coherence import (
     hardware_modes,
 )
 from penumbra.actors.machine.config import MachineConfig
+from penumbra.actors.machine.control import CONTROLS
 from penumbra.actors.machine.disk import DiskActor
 from penumbra.actors.machine.hardware import Hardware
 from penumbra.actors.machine.messages import (
@@ -63,6 +66,19 @@ from penumbra.hw.memory import FLAG_SPIN, FLAG_TABLE, Ram
 from penumbra.hw.streams import AccessStream
 
 _TURN_SECONDS = 0.05
+
+
+class KernelCalls(Protocol):
+    """What a monitor calls the kernel for, if there is one."""
+
+    def posted(self, machine: Machine, vcpu_id: int, vector: int) -> None:
+        """An action waits in a VCPU's queue."""
+
+    def device_called(self, machine: Machine, vcpu_id: int) -> None:
+        """A VCPU used a device of the physical machine."""
+
+    def reported(self, machine: Machine, text: str) -> None:
+        """Something to tell the console."""
 
 
 class Machine:
@@ -112,6 +128,8 @@ class Machine:
         self.ledger = ProcessLedger(spec, self.memory, self._swapped_page)
         self.cpus = self.hardware.cpus
         self.interrupts = [InterruptController() for _ in range(config.vcpus)]
+        self.actions = [ActionQueue() for _ in range(config.vcpus)]
+        self.kernel_calls: KernelCalls | None = None
         self.disk = Disk(config.disk_mib << (20 - PAGE_SHIFT), config.disk_latency)
         self._disk: ActorRef[DiskOrder, DiskReply] | None = None
         self._disk_due = NEVER
@@ -159,18 +177,23 @@ class Machine:
         if mark.what == "thread":
             self.thread(mark.args[0])
         self.ledger.mark(mark)
+        if self.kernel_calls is not None and mark.what == "process_exit":
+            ended = self.ledger.records[mark.args[0]]
+            self.kernel_calls.reported(self, f"process {ended.pid} ({ended.name}): {ended.ended}")
 
     def send_ipi(self, sender: int, targets: int, vector: int, progress: int) -> None:
         due = progress + self.config.ipi_latency
-        for target, controller in enumerate(self.interrupts):
+        for target in range(self.config.vcpus):
             if targets >> target & 1:
-                controller.post(due, vector)
+                self._post(target, due, vector)
                 self.observer.count(sender, "ipi")
                 self.observer.note(sender, EventKind.IPI_SENT, 0, target, vector)
 
     def start_dma(self, vcpu_id: int, dma: o.StartDma, progress: int) -> int:
         if self._disk is None:
             return 0
+        if self.kernel_calls is not None:
+            self.kernel_calls.device_called(self, vcpu_id)
         ticket = self._disk.ask_nowait(
             StartTransfer(vcpu_id, dma.block, dma.gpa, dma.to_disk, progress)
         ).value
@@ -198,7 +221,12 @@ class Machine:
         return bytes(self.ram.bytes[start : start + PAGE_BYTES])
 
     def _post(self, vcpu_id: int, due: int, vector: int) -> None:
-        self.interrupts[vcpu_id].post(due, vector)
+        """Raise a virtual interrupt: at once, or by way of the kernel's action queue."""
+        if self.kernel_calls is None:
+            self.interrupts[vcpu_id].post(due, vector)
+        else:
+            self.actions[vcpu_id].post(RaiseInterrupt(due, vector))
+            self.kernel_calls.posted(self, vcpu_id, vector)
 
     def _store_for_device(self, hpa: int, size: int, value: int) -> None:
         """Store to machine memory what a device writes: no translation, but seen if flagged."""
@@ -267,8 +295,8 @@ class Machine:
             if self.taps is not None:
                 self.taps.registers(i, start.cr0, start.cr3, start.cr4, start.efer)
             vcpu = VcpuActor(
-                i, boot.idle_threads[i], seats[i], coherence, self.interrupts[i], self,
-                self.observer,
+                i, boot.idle_threads[i], seats[i], coherence, self.interrupts[i],
+                self.actions[i], self,                self.observer,
             )  # fmt: skip
             self._vcpus.append(vcpu)
         self._vcpu_refs = [
@@ -300,7 +328,8 @@ class Machine:
             coherences.append(
                 Monitored(
                     submm.vcpu_id, submm.registers, producer, consumers, self.traces,
-                    self.scheme.shadow == "per-privilege", self.observer,
+                    self.scheme.shadow == "per-privilege", CONTROLS[self.config.control],
+                    self.observer,
                 )
             )  # fmt: skip
         return coherences, producers

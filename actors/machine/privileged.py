@@ -43,35 +43,43 @@ class PrivilegedWork:
         elif isinstance(work, o.LoadPhysical | o.StorePhysical | o.ExchangePhysical):
             return coherence.physical(work)
         elif isinstance(work, o.ReadControl):
+            coherence.privileged("read control")
             return self._read_control(work.register)
         elif isinstance(work, o.SetInterrupts):
+            coherence.privileged("interrupt flag")
             return vcpu.set_interrupts(work.enabled)
         elif isinstance(work, o.TrapReturn):
+            coherence.privileged("return")
             vcpu.interrupts_enabled = work.interrupts
         elif isinstance(work, o.SendIpi):
-            coherence.note_exit("ipi")
+            coherence.privileged("ipi")
             self._board.send_ipi(vcpu.vcpu_id, work.targets, work.vector, vcpu.progress)
         elif isinstance(work, o.StartDma):
-            coherence.note_exit("disk")
-            return self._board.start_dma(vcpu.vcpu_id, work, vcpu.progress)
+            coherence.privileged("disk")
+            return self._called(self._board.start_dma(vcpu.vcpu_id, work, vcpu.progress))
         elif isinstance(work, o.FinishedDma):
-            coherence.note_exit("disk")
-            return self._board.finished_dma(vcpu.vcpu_id)
+            coherence.privileged("disk")
+            return self._called(self._board.finished_dma(vcpu.vcpu_id))
         elif isinstance(work, o.ArmTimer):
-            coherence.note_exit("timer")
+            coherence.privileged("timer")
             self._interrupts.arm_timer(vcpu.progress + work.after if work.after else None)
         elif isinstance(work, o.SwitchThread):
             self._observer.count(vcpu.vcpu_id, "thread_switch")
             self._observer.note(vcpu.vcpu_id, EventKind.THREAD_SWITCH, 0, work.thread)
             vcpu.switch_thread(work.thread)
         elif isinstance(work, o.Halt):
-            coherence.note_exit("hlt")
+            coherence.privileged("hlt")
             self._observer.note(vcpu.vcpu_id, EventKind.HALT)
             vcpu.halt()
         return None
 
+    def _called(self, value: int) -> int:
+        """A call of the kernel has returned: its actions are looked at."""
+        self._vcpu.look_at_actions("kernel_call")
+        return value
+
     def _event(self, name: str, kind: EventKind, gva: int = 0, arg: int = 0) -> None:
-        self._coherence.note_exit(name)
+        self._coherence.privileged(name)
         self._observer.count(self._vcpu.vcpu_id, name)
         self._observer.note(self._vcpu.vcpu_id, kind, gva, arg)
 

@@ -81,9 +81,9 @@ def simulate(
     summaries = [summarise(one, seed) for one in rig.machines]
     verdicts = [oracle.verdict() for oracle in rig.oracles]
     wall = {"build": built_at - started, "run": ended_at - built_at}
-    if machine.vms == 1 and not rig.trespasses:
+    if rig.kernel is None:
         summary, verdict = summaries[0], verdicts[0] if verdicts else None
     else:
-        summary = merge_summaries(summaries, rig.trespasses)
+        summary = merge_summaries(summaries, rig.kernel, rig.trespasses)
         verdict = merge_verdicts(verdicts, rig.trespasses) if verdicts else None
     return RunResult(summary, rig.events, verdict, wall, engine_name())

@@ -19,6 +19,7 @@ from penumbra.actors.machine.build import build_machine
 from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.hardware import Hardware
 from penumbra.actors.machine.host import Host
+from penumbra.actors.machine.kernel import KernelServices
 from penumbra.actors.machine.machine import Machine, Place
 from penumbra.actors.observe.events import EventLog
 from penumbra.actors.vmm.schemes import Scheme
@@ -33,6 +34,7 @@ class Rig:
     Attributes:
         run: Runs them all to their ends; told a function to call once per turn of the loop.
         trespasses: Filled while they run: frames used that the kernel gave to another VM.
+        kernel: What the kernel has done for them, if there is one.
     """
 
     machines: Sequence[Machine]
@@ -40,6 +42,7 @@ class Rig:
     events: EventLog
     run: Callable[[Callable[[], None] | None], Awaitable[None]]
     trespasses: Sequence[str] = ()
+    kernel: KernelServices | None = None
 
 
 def build_rig(
@@ -56,7 +59,8 @@ def build_rig(
     Raises:
         ConfigurationError: The parts do not go together.
     """
-    if config.vms > 1 or 0 < config.cpus < config.vcpus:
+    shares = config.vms > 1 or 0 < config.cpus < config.vcpus
+    if shares or config.applications or config.form == "hosted":
         return build_host(config, scheme, workload, costs, seed, check=check)
     machine, oracle = build_machine(config, scheme, workload, costs, seed, check=check)
     oracles = [] if oracle is None else [oracle]
@@ -89,10 +93,9 @@ def build_host(
         for vm in range(config.vms)
     ]
     machines = [machine for machine, _ in built]
-    n_cpus = config.cpus or config.vcpus
-    host = Host(ground.hardware, machines, n_cpus, config.slice, config.skew, seed)
+    host = Host(ground.hardware, machines, config, seed)
     oracles = [oracle for _, oracle in built if oracle is not None]
-    return Rig(machines, oracles, ground.events, host.run, host.trespasses)
+    return Rig(machines, oracles, ground.events, host.run, host.trespasses, host.kernel)
 
 
 class _Ground:
@@ -133,12 +136,17 @@ class _Ground:
             self._shares.append(frames.tolist())
 
 
-def merge_summaries(parts: Sequence[dict[str, Any]], trespasses: Sequence[str]) -> dict[str, Any]:
-    """Return one summary of several VMs: sums, and each VM's own rows with its number."""
+def merge_summaries(
+    parts: Sequence[dict[str, Any]], kernel: KernelServices, trespasses: Sequence[str]
+) -> dict[str, Any]:
+    """Return one summary of the VMs of a kernel: sums, and each VM's own rows with its number."""
     whole = dict(parts[0])
     ended = [part["ended"] for part in parts]
     whole["vms"] = len(parts)
     whole["trespasses"] = list(trespasses)
+    whole["console"] = kernel.said
+    routes = sorted(kernel.routes.items())
+    whole["interrupts"] = [[kind, vec.value, way.value, n] for (kind, vec, way), n in routes]
     whole["ended"] = next((why for why in ended if why != "finished"), "finished")
     for key in ("progress", "cost"):
         whole[key] = sum(part[key] for part in parts)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 from typing import Protocol
 
+from penumbra.actors.machine.actions import ActionQueue
 from penumbra.actors.machine.coherence import Coherence
 from penumbra.actors.machine.messages import (
     Baton,
@@ -104,6 +105,7 @@ class VcpuActor(Actor[Grant, Baton]):
         cpu: Seat,
         coherence: Coherence,
         interrupts: InterruptController,
+        actions: ActionQueue,
         board: Board,
         observer: Observer,
     ) -> None:
@@ -117,6 +119,7 @@ class VcpuActor(Actor[Grant, Baton]):
         self._cpu = cpu
         self._coherence = coherence
         self._interrupts = interrupts
+        self._actions = actions
         self._board = board
         self._observer = observer
         self._privileged = PrivilegedWork(self, coherence, interrupts, board, observer)
@@ -134,8 +137,19 @@ class VcpuActor(Actor[Grant, Baton]):
             return self.progress
         if self.wait is Wait.ENDED:
             return None
-        due = self._interrupts.next_due if self.interrupts_enabled else NEVER
+        due = self._next_due() if self.interrupts_enabled else NEVER
         return None if due >= NEVER else max(self.progress, due)
+
+    def _next_due(self) -> int:
+        return min(self._interrupts.next_due, self._actions.next_due)
+
+    def look_at_actions(self, where: str) -> None:
+        """Do what the kernel has asked for by now. Source: A40 ¶49-50."""
+        taken = self._actions.take(self.progress)
+        for action in taken:
+            self._interrupts.post(action.due, action.vector)
+        if taken:
+            self._observer.count(self.vcpu_id, f"actions_{where}", len(taken))
 
     def word_written(self, progress: int) -> None:
         """The word this VCPU spins on was written by somebody at this progress."""
@@ -153,9 +167,12 @@ class VcpuActor(Actor[Grant, Baton]):
         if self.wait is not Wait.NOTHING:
             halted = self.wait is Wait.HALTED
             self._resume(max(self.progress, message.since))
+            self.look_at_actions("resume")
             if halted:
                 self._interrupt(None)
         while self.wait is Wait.NOTHING and self.progress < message.limit:
+            if self._actions.next_due <= self.progress:
+                self.look_at_actions("resume")
             self._take_interrupt()
             if self._work is None and not self._fetch(Resume(self._value)):
                 break
@@ -236,9 +253,10 @@ class VcpuActor(Actor[Grant, Baton]):
         work = self._work
         if work is None or self.wait is not Wait.NOTHING:
             return
-        stop = limit
+        due = self._actions.next_due  # a check-action IPI stops the guest, masked or not
         if self.interrupts_enabled:
-            stop = min(limit, max(self._interrupts.next_due, self.progress + 1))
+            due = min(due, self._interrupts.next_due)
+        stop = min(limit, max(due, self.progress + 1))
         ran = self._cpu.ask_nowait(Execute(work, self._user, self._at, stop - self.progress))
         self._take(ran)
 
@@ -246,6 +264,8 @@ class VcpuActor(Actor[Grant, Baton]):
         """Act on what became of the current operation."""
         if ran.spent:
             self._advance(self.progress + ran.spent)
+            if not self._user:
+                self._coherence.ran_supervisor(ran.spent)
         stop, work = ran.exit, self._work
         assert work is not None
         if isinstance(stop, Done):
@@ -288,6 +308,7 @@ class VcpuActor(Actor[Grant, Baton]):
 
     def _system_call(self, work: o.Operation) -> None:
         assert isinstance(work, o.Syscall)
+        self._coherence.privileged("syscall")
         self._observer.count(self.vcpu_id, "syscall")
         self._observer.note(self.vcpu_id, EventKind.SYSCALL)
         self._enter(EnterCall(self.vcpu_id, work.name, work.args, self.interrupts_enabled))

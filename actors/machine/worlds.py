@@ -27,7 +27,7 @@ class World:
         world_id: Dense, from 0.
         vm: Number of its VM; worlds of no VM have negative numbers of their own.
         vcpu: Number of the VCPU within the VM.
-        idt: Whose descriptor tables are loaded while it runs.
+        kind: `vm`, `console` or `application`: which descriptor table is loaded while it runs.
         served: Progress it has made on any CPU.
         cpu: The physical CPU it is seated on, or `ON_NO_CPU`.
     """
@@ -35,7 +35,7 @@ class World:
     world_id: int
     vm: int
     vcpu: int
-    idt: str = "vmm"
+    kind: str = "vm"
     served: int = 0
     cpu: int = ON_NO_CPU
 
@@ -74,9 +74,9 @@ class WorldManager:
         self._skew = skew
         self._conductor = conductor
 
-    def add(self, vm: int, vcpu: int, idt: str = "vmm") -> World:
+    def add(self, vm: int, vcpu: int, kind: str = "vm") -> World:
         """Register a world; it is on no CPU yet."""
-        world = World(len(self.worlds), vm, vcpu, idt)
+        world = World(len(self.worlds), vm, vcpu, kind)
         self.worlds.append(world)
         return world
 
@@ -114,6 +114,10 @@ class WorldManager:
         self._used[turn.cpu] += progress
         # A turn without progress costs one, or an idle world would hold its CPU's time still.
         self._clocks[turn.cpu] += max(progress, 1)
+
+    def on(self, cpu: int) -> World | None:
+        """Return the world seated on a CPU."""
+        return self._seated[cpu]
 
     def leave(self, world: World) -> None:
         """Take a world off its CPU, for good or until it is chosen again."""
