@@ -24,9 +24,11 @@ from penumbra.hw.exits import (
     Privileged,
     Spinning,
     SystemCall,
+    TlbMiss,
 )
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, FormatSpec
 from penumbra.hw.memory import Ram
+from penumbra.hw.ports import TlbPorts
 from penumbra.hw.streams import FETCH, READ, WRITE, AccessStream
 from penumbra.hw.tlb import Tlb, TlbGeometry
 
@@ -95,12 +97,11 @@ class PhysicalCpu:
         self.reg[k.R_GTAG] = ((1 << 23) | cpu_id) << k.TAG_SHIFT
         kernels = kernels or kernels_for(spec)
         self._compiled = kernels.compiled
-        functions = kernels.functions
+        self._functions = functions = kernels.functions
         self._translate = functions.translate
         self._run_block = functions.run_block
         self._invlpg = functions.invlpg
         self._flush = functions.flush
-        self._drop_page = functions.drop_page
         if kernels.compiled:
             self._reg_arg, self._tlb_arg = self._reg_array, tlb.array
             self._ram_args = (ram.array64, ram.array32)
@@ -227,6 +228,20 @@ class PhysicalCpu:
         """INVLPG on this CPU."""
         self._invlpg(self._reg_arg, self._tlb_arg, _signed(gva))
 
+    def let_software_manage(self) -> TlbPorts:
+        """Walk no more: a miss traps (`TlbMiss`), and software fills the TLB through these ports.
+
+        Raises:
+            ValueError: One access may need two entries of a set, and the sets are smaller.
+
+        Source: A40 [0013], [0018].
+        """
+        if self.tlb.geometry.ways < 2:
+            raise ValueError("a TLB that software manages needs two ways")
+        self.reg[k.R_SOFTWARE] = 1
+        arrays = (*self._ram_args, self._reg_arg, self._tlb_arg)
+        return TlbPorts(self.spec, self.ram, self.tlb, self.reg, self._functions, arrays)
+
     # ---- the door -------------------------------------------------------------------------------
 
     def run(self, work: o.Operation, user: bool, at: int = 0) -> Exit:
@@ -246,10 +261,10 @@ class PhysicalCpu:
             )
         )
 
-    def fault(self, kind: int, at: int = 0) -> PageFault:
-        """Return the page fault the last failed translation noted."""
-        reg = self.reg
-        return PageFault(reg[k.R_FAULT_GVA] & _MASK64, reg[k.R_FAULT_ERROR], at, kind)
+    def fault(self, kind: int, at: int = 0) -> PageFault | TlbMiss:
+        """Return the fault, or the miss that software has to answer, of the last translation."""
+        gva, error = self.reg[k.R_FAULT_GVA] & _MASK64, self.reg[k.R_FAULT_ERROR]
+        return PageFault(gva, error, at, kind) if error >= 0 else TlbMiss(gva, error, at, kind)
 
     # ---- single operations ----------------------------------------------------------------------
 
@@ -554,6 +569,8 @@ def _signed(value: int) -> int:
 def _resume_at(stop: Exit, at: int) -> Exit:
     if isinstance(stop, PageFault):
         return PageFault(stop.gva, stop.error, at, stop.kind)
+    if isinstance(stop, TlbMiss):
+        return TlbMiss(stop.gva, stop.missing, at, stop.kind)
     return stop
 
 

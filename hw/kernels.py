@@ -10,6 +10,7 @@ no expression may leave that range.
 What a processor may do is the SDM's (vol. 3, 4.5-4.10): entries with P=0 are never cached, A is set
 before an entry is cached, D at the first write through a copy with D=0, and a rights miss in a
 cached entry walks again before it faults (delivering the spurious fault is a switch, `R_SPURIOUS`).
+With `R_SOFTWARE` nothing here walks: what the TLB cannot answer is noted for software to answer.
 A fault drops what was cached for its page, upper levels included, so it never recurs for a reason
 that is gone from memory.
 """
@@ -32,6 +33,9 @@ from penumbra.hw.mmu_layout import (
     E_W,
     E_X,
     LEVEL_SHIFT,
+    MISS_CLEAN,
+    MISS_NONE,
+    MISS_RIGHTS,
     R_AD_WRITES,
     R_ENTRY,
     R_FAULT_ERROR,
@@ -56,6 +60,7 @@ from penumbra.hw.mmu_layout import (
     R_RIGHTS,
     R_ROOT,
     R_SETS_AD,
+    R_SOFTWARE,
     R_SPURIOUS,
     R_SUM,
     R_TAG,
@@ -407,6 +412,9 @@ def lookup(reg, tlb, vpn):
 def translate(ram64, ram32, reg, tlb, gva, kind, user):
     """Translate one access; return the frame, or -1 with R_FAULT_GVA and R_FAULT_ERROR set.
 
+    Where software manages the TLB the error says what the TLB lacks (`MISS_*`), and it stays as it
+    is.
+
     Args:
         kind: 0 read, 1 write, 2 fetch.
         user: 1 for CPL 3, 0 for CPL 0-2.
@@ -423,6 +431,16 @@ def translate(ram64, ram32, reg, tlb, gva, kind, user):
         allowed = not denied(reg, entry, kind, user)
         if allowed and (kind != 1 or entry & E_D != 0):
             return entry >> 12
+        missing = MISS_CLEAN if allowed else MISS_RIGHTS
+    else:
+        allowed = True
+        missing = MISS_NONE
+        reg[R_MISSES] += 1
+    if reg[R_SOFTWARE] != 0:
+        reg[R_FAULT_GVA] = gva
+        reg[R_FAULT_ERROR] = missing
+        return -1
+    if entry != 0:
         drop_page(reg, tlb, vpn)
         if not allowed and reg[R_SPURIOUS] != 0:
             drop_upper(reg, tlb, vpn)
@@ -434,8 +452,6 @@ def translate(ram64, ram32, reg, tlb, gva, kind, user):
                 error = 12 if kind == 2 else (15 if kind == 1 else 13)
             reg[R_FAULT_ERROR] = error
             return -1
-    else:
-        reg[R_MISSES] += 1
     hits = reg[R_PSC_HITS]
     entry = walk(ram64, ram32, reg, tlb, gva, kind, user, 1)
     if entry == 0 and reg[R_PSC_HITS] != hits:

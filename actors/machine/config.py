@@ -27,6 +27,8 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         ram_mib: Guest RAM; 0 takes what the workload needs.
         pool_mib: Guest frames reserved for page tables; 0 takes an eighth of RAM, at least 8.
         tlb_entries, tlb_ways, psc_slots: Geometry of each CPU's TLB and paging-structure cache.
+        tlb: Who fills the TLBs: the hardware, which walks, or software, to which a miss traps: the
+            guest's miss handler, or the monitor (A40 [0013], [0018]).
         smt: Neighbouring CPUs that share one TLB (A40 Fig. 4); 1: each has its own.
         quantum: Progress after which the conductor chooses again.
         timer_period: Progress between the guest's timer interrupts.
@@ -50,6 +52,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     tlb_entries: int = 512
     tlb_ways: int = 8
     psc_slots: int = 16
+    tlb: Literal["hardware", "software"] = "hardware"
     smt: int = 1
     quantum: int = 10_000
     timer_period: int = 100_000
@@ -83,6 +86,10 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         for bug in self.guest_bugs:
             if bug not in GUEST_BUGS:
                 return f"machine.guest_bugs: no guest bug {bug!r} (known: {', '.join(GUEST_BUGS)})"
+        if self.tlb == "software" and self.tlb_ways < 2:
+            return f"machine.tlb_ways is {self.tlb_ways}: at least 2 with machine.tlb software"
+        if self.tlb == "software" and self.spurious_faults:
+            return "machine.spurious_faults is true: needs machine.tlb hardware, whose walks it is"
         try:
             TlbGeometry(self.tlb_entries, self.tlb_ways, self.psc_slots)
         except ValueError as error:

@@ -35,6 +35,7 @@ from penumbra.actors.machine.observer import Observer, Taps
 from penumbra.actors.machine.processes import ProcessLedger
 from penumbra.actors.machine.submm import ConsumerActor, CpuRef, ProducerActor, shadow_modes
 from penumbra.actors.machine.thread import ThreadActor
+from penumbra.actors.machine.tlbs import ManagedByHardware, ManagedByMonitor, TlbManagement
 from penumbra.actors.machine.vcpu import ThreadRef, VcpuActor
 from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import (
@@ -233,7 +234,13 @@ class Machine:
     def _build(self, system: ActorSystem) -> None:
         self._system = system
         boot = self.guest.boot(_BootMemory(self.memory))
-        cpu_refs = [system.spawn(CpuActor(cpu), f"cpu-{cpu.cpu_id}") for cpu in self.cpus]
+        software = self.config.tlb == "software"
+        cpu_refs = [
+            system.spawn(
+                CpuActor(cpu, cpu.let_software_manage() if software else None), f"cpu-{cpu.cpu_id}"
+            )
+            for cpu in self.cpus
+        ]
         for cpu in self.cpus:
             self._watch(cpu)
         coherences, producers = self._coherences(system, cpu_refs)
@@ -270,7 +277,10 @@ class Machine:
         if not self.submms:
             return [BareHardware(i, ref, self.observer) for i, ref in enumerate(cpu_refs)], []
         consumers = [
-            system.spawn(ConsumerActor(submm, ref, self.observer), f"consumer-{submm.vcpu_id}")
+            system.spawn(
+                ConsumerActor(submm, ref, self._tlb_management(submm.vcpu_id, ref), self.observer),
+                f"consumer-{submm.vcpu_id}",
+            )
             for submm, ref in zip(self.submms, cpu_refs, strict=True)
         ]
         coherences: list[Coherence] = []
@@ -286,6 +296,12 @@ class Machine:
                 )
             )  # fmt: skip
         return coherences, producers
+
+    def _tlb_management(self, vcpu_id: int, cpu: CpuRef) -> TlbManagement:
+        if self.config.tlb == "hardware":
+            return ManagedByHardware(vcpu_id, cpu, self.observer)
+        update = self.scheme.apply == "update"
+        return ManagedByMonitor(vcpu_id, cpu, self.observer, update=update)
 
     def _watch(self, cpu: PhysicalCpu) -> None:
         """Connect a CPU's hooks to the machine and, if there is one, the checker."""

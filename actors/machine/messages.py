@@ -133,6 +133,23 @@ class Invalidate(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
     everything: bool = False
 
 
+class Refill(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
+    """Write the TLB entry an access needs, out of the tables at the CPU's root, or say the fault.
+
+    For a CPU whose TLB software manages, as `Renew`.
+    """
+
+    gva: int
+    kind: int
+    user: bool
+
+
+class Renew(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
+    """Bring cached entries in line with the tables at the CPU's root; the answer: how many."""
+
+    gvas: tuple[int, ...]
+
+
 class Ran(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
     """What became of an order: why it stopped, the progress it made, where it goes on."""
 
@@ -141,7 +158,7 @@ class Ran(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
     at: int = 0
 
 
-CpuOrder: TypeAlias = Execute | Complete | LoadRoot | SetModes | Invalidate
+CpuOrder: TypeAlias = Execute | Complete | LoadRoot | SetModes | Invalidate | Refill | Renew
 
 # ---- VCPU, producer and consumer -------------------------------------------------------
 
@@ -284,6 +301,14 @@ class DropTable(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
     gfn: int
 
 
+class Missed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
+    """The TLB, which software manages, has no answer; the reply is `Repaired` if the shadow has."""
+
+    gva: int
+    kind: int
+    user: bool
+
+
 class Followed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=9):
     """The shadow follows, the CPU is flushed; so many patches were applied."""
 
@@ -299,5 +324,6 @@ ConsumerOrder: TypeAlias = (
     | ShootDown
     | RevokeWrite
     | DropTable
+    | Missed
 )
 ConsumerReply: TypeAlias = Repaired | StoreWanted | TruePageFault | TracesWanted | Followed

@@ -22,6 +22,7 @@ from penumbra.actors.machine.messages import (
     Followed,
     Invalidate,
     LoadRoot,
+    Missed,
     ModeLoaded,
     PageInvalidated,
     ProducerOrder,
@@ -39,6 +40,7 @@ from penumbra.actors.machine.messages import (
     TruePageFault,
 )
 from penumbra.actors.machine.observer import Observer
+from penumbra.actors.machine.tlbs import TlbManagement
 from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import Actor, ActorRef
 from penumbra.actors.vmm.fill import Emulate, Forward, Hidden, PlaceTraces
@@ -69,15 +71,19 @@ def shadow_modes(registers: GuestRegisters) -> SetModes:
 class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
     """Keeps one VCPU's shadow and TLB: hidden faults, coherency events, requests of other CPUs."""
 
-    def __init__(self, submm: SubVmm, cpu: CpuRef, observer: Observer) -> None:
+    def __init__(self, submm: SubVmm, cpu: CpuRef, tlb: TlbManagement, observer: Observer) -> None:
         self._submm = submm
         self._cpu = cpu
+        self._tlb = tlb
         self._observer = observer
         self._vcpu = submm.vcpu_id
 
     def receive(self, message: ConsumerOrder) -> ConsumerReply:
         if isinstance(message, Repair):
             return self._repair(message)
+        if isinstance(message, Missed):
+            inside = self._tlb.missed(message.gva, message.kind, message.user)
+            return Repaired() if inside else Followed()
         if isinstance(message, PageInvalidated):
             self._submm.event_invlpg(message.gva)
         elif isinstance(message, FaultDelivered):
@@ -106,6 +112,7 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         if isinstance(outcome, Emulate):
             return StoreWanted()
         assert isinstance(outcome, Hidden)
+        self._tlb.filled(message.gva, message.kind, message.user)
         self._observer.count(self._vcpu, "hidden_fault")
         self._observer.note(self._vcpu, EventKind.HIDDEN_FAULT, message.gva, message.kind)
         return Repaired()
@@ -140,8 +147,7 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
             self._observer.count(self._vcpu, "tlb_flush")
             self._cpu.ask_nowait(Invalidate((), everything=True))
         else:
-            self._observer.count(self._vcpu, "invlpg", len(flushes))
-            self._cpu.ask_nowait(Invalidate(tuple(flushes)))
+            self._tlb.changed(flushes)
 
 
 class ProducerActor(Actor[ProducerOrder, ProducerReply]):

@@ -44,6 +44,7 @@ from penumbra.hw.exits import (
     Privileged,
     Spinning,
     SystemCall,
+    TlbMiss,
 )
 from penumbra.hw.interrupts import NEVER, InterruptController
 
@@ -252,7 +253,10 @@ class VcpuActor(Actor[Grant, Baton]):
             self._value, self._work = stop.value, None
         elif isinstance(stop, PageFault):
             self._at = ran.at
-            self._page_fault(stop, work)
+            self._answer(self._coherence.page_fault(stop, work, self._user))
+        elif isinstance(stop, TlbMiss):
+            self._at = ran.at
+            self._answer(self._coherence.tlb_miss(stop, work, self._user))
         elif isinstance(stop, BudgetSpent):
             self._at = ran.at
         elif isinstance(stop, Privileged):
@@ -266,14 +270,12 @@ class VcpuActor(Actor[Grant, Baton]):
             assert isinstance(stop, GeneralProtection)
             self._enter(EnterProtection(self.vcpu_id, stop.reason, work, self.interrupts_enabled))
 
-    def _page_fault(self, fault: PageFault, work: o.Operation) -> None:
-        answer = self._coherence.page_fault(fault, work, self._user)
-        if answer is None:
-            return
+    def _answer(self, answer: TruePageFault | Ran | None) -> None:
+        """Do as a fault or a miss is answered: deliver it, take progress, or (None) run again."""
         if isinstance(answer, Ran):
             self._take(answer)
-            return
-        self._deliver(answer)
+        elif answer is not None:
+            self._deliver(answer)
 
     def _deliver(self, fault: TruePageFault) -> None:
         vcpu = self.vcpu_id
