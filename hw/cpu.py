@@ -131,18 +131,19 @@ class PhysicalCpu:
     # ---- registers and invalidation -------------------------------------------------------------
 
     def set_modes(
-        self, *, wp: bool, pse: bool, pge: bool, nxe: bool, pg: bool = True
+        self, *, wp: bool, pse: bool, pge: bool, nxe: bool, pg: bool = True, reload: bool = False
     ) -> GeneralProtection | None:
         """Set the mode bits the MMU evaluates at each use; flushes nothing.
 
         Where the format holds its top level in registers, a change of PG, PSE or PGE under paging
-        loads them again, and reserved bits there refuse the change.
+        loads them again, and reserved bits there refuse the change. `reload`: a bit has changed
+        that has no other effect here (CR0.CD, CR0.NW, CR4.PAE, CR4.SMEP) and loads them, too.
 
         Source: SDM vol. 3, 4.4.1.
         """
         reg = self.reg
         before = (reg[k.R_PG], reg[k.R_PSE], reg[k.R_PGE])
-        if pg and self.spec.root_registers and before != (pg, pse, pge):
+        if pg and self.spec.root_registers and (reload or before != (pg, pse, pge)):
             refused = self._load_top(reg[k.R_ROOT])
             if refused is not None:
                 return refused
@@ -150,6 +151,13 @@ class PhysicalCpu:
         reg[k.R_NXE], reg[k.R_PG] = nxe, pg
         self._tag()
         return None
+
+    def set_smep(self, smep: bool) -> None:
+        """Set CR4.SMEP: whether a supervisor's fetch from a user page faults; flushes nothing.
+
+        Source: SDM vol. 3, 4.6.1, 4.7.
+        """
+        self.reg[k.R_SMEP] = smep
 
     def load_root(self, root: int) -> GeneralProtection | None:
         """MOV CR3: bits outside the root's address are ignored; global entries stay under CR4.PGE.

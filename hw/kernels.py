@@ -60,6 +60,7 @@ from penumbra.hw.mmu_layout import (
     R_RIGHTS,
     R_ROOT,
     R_SETS_AD,
+    R_SMEP,
     R_SOFTWARE,
     R_SPURIOUS,
     R_SUM,
@@ -195,7 +196,11 @@ def denied(reg, rights, kind, user):
         return True
     if kind == 1 and rights & E_W == 0 and (user or reg[R_WP] != 0):
         return True
-    return kind == 2 and rights & E_X == 0 and reg[R_NXE] != 0
+    if kind != 2:
+        return False
+    if not user and rights & E_U != 0 and reg[R_SMEP] != 0:
+        return True
+    return rights & E_X == 0 and reg[R_NXE] != 0
 
 
 @JIT
@@ -253,7 +258,7 @@ def resolve(ram64, ram32, reg, fmap, gva, kind, user, level, base, rights):
         error |= 2
     if user:
         error |= 4
-    if fetch and nxe:
+    if fetch and (nxe or reg[R_SMEP] != 0):
         error |= 16
     reg[R_FAULT_GVA] = gva
     reg[R_WALKS] += 1
@@ -446,7 +451,7 @@ def translate(ram64, ram32, reg, tlb, gva, kind, user):
             drop_upper(reg, tlb, vpn)
             reg[R_FAULT_GVA] = gva
             error = 1 | (kind == 1) << 1 | (4 if user else 0)
-            if HAS_NX and kind == 2 and reg[R_NXE] != 0:
+            if kind == 2 and ((HAS_NX and reg[R_NXE] != 0) or reg[R_SMEP] != 0):
                 error |= 16
             if RWX:
                 error = 12 if kind == 2 else (15 if kind == 1 else 13)

@@ -39,7 +39,7 @@ from penumbra.actors.runtime import ActorRef
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.actors.vmm.walk import GuestRegisters, registers_flush
 from penumbra.hw.exits import Done, PageFault, TlbMiss
-from penumbra.hw.formats import CR0_PG, CR0_WP, CR4_PGE, CR4_PSE, EFER_NXE, PAGE_SHIFT
+from penumbra.hw.formats import CR0_PG, CR0_WP, CR4_PGE, CR4_PSE, CR4_SMEP, EFER_NXE, PAGE_SHIFT
 from penumbra.hw.operations import LoadPhysical, Operation, Physical
 
 ProducerRef = ActorRef[ProducerOrder, ProducerReply]
@@ -87,6 +87,7 @@ def hardware_modes(registers: GuestRegisters, *, flush: bool = True) -> SetModes
         bool(registers.efer & EFER_NXE),
         bool(registers.cr0 & CR0_PG),
         flush,
+        smep=bool(registers.cr4 & CR4_SMEP),
     )
 
 

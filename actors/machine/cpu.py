@@ -49,8 +49,10 @@ class CpuActor(Actor[CpuOrder, Ran]):
                 cpu.invlpg(gva)
         elif isinstance(message, SetModes):
             cpu.set_modes(
-                wp=message.wp, pse=message.pse, pge=message.pge, nxe=message.nxe, pg=message.pg
-            )
+                wp=message.wp, pse=message.pse, pge=message.pge, nxe=message.nxe, pg=message.pg,
+                reload=message.reload,
+            )  # fmt: skip
+            cpu.set_smep(message.smep)
             if message.flush:
                 cpu.flush_all()
         return _OK

@@ -116,7 +116,10 @@ class LoadRoot(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
 
 
 class SetModes(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
-    """Mode bits of the hardware's control registers; `flush` drops everything cached."""
+    """Mode bits of the hardware's control registers; `flush` drops everything cached.
+
+    `reload`: a change that loads the top level's registers, where the format has them.
+    """
 
     wp: bool
     pse: bool
@@ -124,6 +127,8 @@ class SetModes(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
     nxe: bool
     pg: bool
     flush: bool = True
+    reload: bool = False
+    smep: bool = False
 
 
 class Invalidate(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):

@@ -50,7 +50,7 @@ from penumbra.actors.vmm.shadow import FLUSH_ALL
 from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.walk import GuestRegisters
 from penumbra.hw.cpu import PhysicalCpu
-from penumbra.hw.formats import CR4_PGE, EFER_NXE, PAGE_BYTES, PAGE_SHIFT
+from penumbra.hw.formats import CR4_PGE, CR4_SMEP, EFER_NXE, PAGE_BYTES, PAGE_SHIFT
 from penumbra.hw.operations import Fill, Physical
 from penumbra.hw.streams import WRITE
 
@@ -65,7 +65,7 @@ def shadow_modes(registers: GuestRegisters) -> SetModes:
     WP stays set, so that a supervisor's store to a read-only page exits; no shadow page is large.
     """
     pge, nxe = bool(registers.cr4 & CR4_PGE), bool(registers.efer & EFER_NXE)
-    return SetModes(True, False, pge, nxe, True)
+    return SetModes(True, False, pge, nxe, True, smep=bool(registers.cr4 & CR4_SMEP))
 
 
 class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):

@@ -46,6 +46,7 @@ from penumbra.hw.exits import (
     SystemCall,
     TlbMiss,
 )
+from penumbra.hw.formats import FormatSpec
 from penumbra.hw.interrupts import NEVER, InterruptController
 
 ThreadRef = ActorRef[ThreadOrder, ThreadReply]
@@ -62,6 +63,11 @@ class Wait(enum.Enum):
 
 class Board(Protocol):
     """What a VCPU sees of its machine."""
+
+    @property
+    def spec(self) -> FormatSpec:
+        """The paging format of its CPUs."""
+        ...
 
     def thread(self, thread_id: int) -> ThreadRef:
         """Return the actor of a guest thread."""
@@ -260,7 +266,11 @@ class VcpuActor(Actor[Grant, Baton]):
         elif isinstance(stop, BudgetSpent):
             self._at = ran.at
         elif isinstance(stop, Privileged):
-            self._value, self._work = self._privileged.do(work), None
+            value = self._privileged.do(work)
+            if isinstance(value, GeneralProtection):
+                self._protection(value, work)
+            else:
+                self._value, self._work = value, None
         elif isinstance(stop, SystemCall):
             self._system_call(work)
         elif isinstance(stop, Spinning):
@@ -268,7 +278,10 @@ class VcpuActor(Actor[Grant, Baton]):
             self._board.spin(self.vcpu_id, stop.hpa)
         else:
             assert isinstance(stop, GeneralProtection)
-            self._enter(EnterProtection(self.vcpu_id, stop.reason, work, self.interrupts_enabled))
+            self._protection(stop, work)
+
+    def _protection(self, stop: GeneralProtection, work: o.Operation) -> None:
+        self._enter(EnterProtection(self.vcpu_id, stop.reason, work, self.interrupts_enabled))
 
     def _answer(self, answer: TruePageFault | Ran | None) -> None:
         """Do as a fault or a miss is answered: deliver it, take progress, or (None) run again."""

@@ -41,6 +41,7 @@ from penumbra.hw.formats import (
     CR4_PAE,
     CR4_PGE,
     CR4_PSE,
+    CR4_SMEP,
     EFER_NXE,
     IA32,
     PAGE_BYTES,
@@ -386,6 +387,7 @@ class Bench:
         cpu = self.cpus[vcpu]
         nxe = bool(registers.efer & EFER_NXE)
         cpu.set_modes(wp=True, pse=False, pge=bool(registers.cr4 & CR4_PGE), nxe=nxe)
+        cpu.set_smep(bool(registers.cr4 & CR4_SMEP))
         cpu.flush_all()
 
     def _flush(self, vcpu: int) -> None:
