@@ -20,6 +20,7 @@ from penumbra.hw.exits import (
     Done,
     Exit,
     GeneralProtection,
+    MachineCheck,
     PageFault,
     Privileged,
     Spinning,
@@ -64,6 +65,8 @@ class PhysicalCpu:
     Invariant: `reg` and the TLB array are changed by the kernels and by this class only.
 
     Attributes:
+        machine_checks: Whether an access beyond RAM is a machine check. Else, as on a PC, reads are
+            all ones and writes vanish; so it is for walks and for what is done on others' behalf.
         on_used: Called for each single access with (gva, kind, user, pfn), or None.
         on_flagged: Called after each store to a flagged frame with (hpa, size, old, new).
         on_block: Called for each finished piece of a block with (stream id, stream, start, frames);
@@ -88,6 +91,7 @@ class PhysicalCpu:
         self._gva_mask = _MASK64 if wide else (1 << spec.va_bits) - 1
         self._suspect = ~((1 << (spec.va_bits - wide)) - 1)
         self.streams = streams
+        self.machine_checks = False
         self.on_used: UsedHook | None = None
         self.on_flagged: FlaggedHook | None = None
         self.on_block: BlockHook | None = None
@@ -312,6 +316,8 @@ class PhysicalCpu:
                 return GeneralProtection(str(error))
             if pfn < 0:
                 return self.fault(kind)
+            if self.machine_checks and pfn >= self.ram.n_frames:
+                return MachineCheck(start, pfn << PAGE_SHIFT | start & (PAGE_BYTES - 1))
             parts.append(((pfn << PAGE_SHIFT) | (start & (PAGE_BYTES - 1)), n))
         return parts
 
@@ -452,6 +458,8 @@ class PhysicalCpu:
             )  # fmt: skip
             if self.on_block is not None and at > start:
                 self.on_block(work.stream, stream, start, self._used[: at - start])
+            if self.machine_checks and (checked := self._beyond(stream, start, at)) is not None:
+                return checked
             reason = self.reg[k.R_REASON]
             if reason == k.REASON_WATCHED:
                 self._watched_run(work.stream, stream, at)
@@ -462,6 +470,16 @@ class PhysicalCpu:
                 return BudgetSpent(at)
             else:
                 return _DONE
+
+    def _beyond(self, stream: AccessStream, start: int, stop: int) -> MachineCheck | None:
+        """Return the machine check of the first run of a piece that used a frame beyond RAM."""
+        beyond = np.flatnonzero(self._used[: stop - start] >= self.ram.n_frames)
+        if not len(beyond):
+            return None
+        run, pfn = int(stream.runs[start + beyond[0]]), int(self._used[beyond[0]])
+        inside = (run >> 2) & 0xFFF
+        page = int(stream.pages[run >> 40])
+        return MachineCheck(page << PAGE_SHIFT | inside, pfn << PAGE_SHIFT | inside)
 
     def _watched_run(self, stream_id: int, stream: AccessStream, at: int) -> None:
         """Do one write run whose frame is flagged: the store is seen by whoever flagged it."""

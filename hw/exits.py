@@ -73,6 +73,16 @@ class TlbMiss(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
     kind: int = 0
 
 
+class MachineCheck(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=9):
+    """An access to a machine address where there is no memory, where that is no read of ones.
+
+    An abort: a block has executed some of its runs after the one at fault.
+    """
+
+    gva: int
+    hpa: int
+
+
 Exit: TypeAlias = (
     Done
     | PageFault
@@ -82,4 +92,5 @@ Exit: TypeAlias = (
     | BudgetSpent
     | Spinning
     | TlbMiss
+    | MachineCheck
 )

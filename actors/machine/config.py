@@ -30,6 +30,8 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         tlb: Who fills the TLBs: the hardware, which walks, or software, to which a miss traps: the
             guest's miss handler, or the monitor (A40 [0013], [0018]).
         smt: Neighbouring CPUs that share one TLB (A40 Fig. 4); 1: each has its own.
+        beyond_ram: What an access to a machine address without memory is: all ones, writes
+            vanishing, as on a PC; or a machine check, which ends the machine by name.
         quantum: Progress after which the conductor chooses again.
         timer_period: Progress between the guest's timer interrupts.
         ipi_latency: Progress between the sending of an IPI and its arrival.
@@ -54,6 +56,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     psc_slots: int = 16
     tlb: Literal["hardware", "software"] = "hardware"
     smt: int = 1
+    beyond_ram: Literal["ones", "machine-check"] = "ones"
     quantum: int = 10_000
     timer_period: int = 100_000
     ipi_latency: int = 200

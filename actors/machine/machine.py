@@ -306,6 +306,7 @@ class Machine:
     def _watch(self, cpu: PhysicalCpu) -> None:
         """Connect a CPU's hooks to the machine and, if there is one, the checker."""
         cpu.on_flagged = self._flagged_store
+        cpu.machine_checks = self.config.beyond_ram == "machine-check"
         cpu.reg[m.R_SPURIOUS] = int(self.config.spurious_faults)
         taps, vcpu_id = self.taps, cpu.cpu_id
         if taps is not None:

@@ -40,6 +40,7 @@ from penumbra.hw.exits import (
     BudgetSpent,
     Done,
     GeneralProtection,
+    MachineCheck,
     PageFault,
     Privileged,
     Spinning,
@@ -276,6 +277,9 @@ class VcpuActor(Actor[Grant, Baton]):
         elif isinstance(stop, Spinning):
             self.wait = Wait.SPINNING
             self._board.spin(self.vcpu_id, stop.hpa)
+        elif isinstance(stop, MachineCheck):
+            # No guest here sets CR4.MCE: its CPU shuts down (SDM vol. 3, 16.7).
+            self._end(f"machine check at {stop.gva:#x}: no memory at {stop.hpa:#x}")
         else:
             assert isinstance(stop, GeneralProtection)
             self._protection(stop, work)

@@ -1,12 +1,12 @@
-"""MOV to control registers on whole machines: what is refused is #GP in the guest, nothing more."""
+"""Bare CPUs: refused loads of control registers are #GP and nothing more; absent memory."""
 
 from __future__ import annotations
 
 import pytest
-from bare_guest import BareGuest, run_bare
+from bare_guest import BareGuest, run_bare, start_bare
 
 from penumbra.hw.formats import CR0_PE, CR0_PG, CR4_PAE, CR4_PGE, CR4_SMEP
-from penumbra.hw.operations import LoadControl, ReadControl
+from penumbra.hw.operations import Load, LoadControl, ReadControl, Store
 
 CR0_ET, NW, CD = 1 << 4, 1 << 29, 1 << 30
 REFUSED = [
@@ -61,3 +61,23 @@ def test_what_cannot_be_set_is_read_back_as_it_is(scheme: str) -> None:
     assert seen == [
         CR0_PE | CR0_ET, CR0_PE | CR0_ET | CD | NW, CR0_PE | CR0_ET | CD, 0x7000,
     ]  # fmt: skip
+
+
+@pytest.mark.shows("H1", "V11")
+@pytest.mark.parametrize("scheme", ["native", "shootdown", "patch"])
+@pytest.mark.parametrize("tlb", ["hardware", "software"])
+def test_an_address_without_memory_reads_ones_or_ends_the_machine_by_name(
+    scheme: str, tlb: str
+) -> None:
+    seen = []
+
+    async def main() -> None:
+        await Store(0x20_0000, 4, 5)
+        seen.append(await Load(0x20_0000, 4))
+
+    run_bare(BareGuest([main]), scheme, tlb=tlb)
+    assert seen == [0xFFFF_FFFF]
+    ended = start_bare(BareGuest([main]), scheme, tlb=tlb, beyond_ram="machine-check").ended
+    # A monitor maps what the VM has not to a frame that no machine has.
+    assert ended.startswith("machine check at 0x200000: no memory at 0x")
+    assert len(seen) == 1
