@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -50,7 +51,7 @@ def spoilt(draw: st.DrawFn, whole: bytes) -> bytes:
 def places(document: Any) -> list[tuple[Any, ...]]:
     """Return the paths of all values in a document of lists and tables, the root's first."""
     found: list[tuple[Any, ...]] = [()]
-    inside: Any = ()
+    inside: Iterable[tuple[Any, Any]] = ()
     if isinstance(document, dict):
         inside = document.items()
     elif isinstance(document, list):
