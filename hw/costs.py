@@ -26,6 +26,8 @@ class CostProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     progress: Cycles = 1
     tlb_miss: Cycles = 10
     walk_read: Cycles = 10
+    tlb_refill: Cycles = 40
+    tlb_update: Cycles = 20
     guest_fault: Cycles = 1000
     exit: Cycles = 1400
     hidden_fault: Cycles = 1000

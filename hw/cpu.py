@@ -20,13 +20,16 @@ from penumbra.hw.exits import (
     Done,
     Exit,
     GeneralProtection,
+    MachineCheck,
     PageFault,
     Privileged,
     Spinning,
     SystemCall,
+    TlbMiss,
 )
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, FormatSpec
 from penumbra.hw.memory import Ram
+from penumbra.hw.ports import TlbPorts
 from penumbra.hw.streams import FETCH, READ, WRITE, AccessStream
 from penumbra.hw.tlb import Tlb, TlbGeometry
 
@@ -62,6 +65,8 @@ class PhysicalCpu:
     Invariant: `reg` and the TLB array are changed by the kernels and by this class only.
 
     Attributes:
+        machine_checks: Whether an access beyond RAM is a machine check. Else, as on a PC, reads are
+            all ones and writes vanish; so it is for walks and for what is done on others' behalf.
         on_used: Called for each single access with (gva, kind, user, pfn), or None.
         on_flagged: Called after each store to a flagged frame with (hpa, size, old, new).
         on_block: Called for each finished piece of a block with (stream id, stream, start, frames);
@@ -86,6 +91,7 @@ class PhysicalCpu:
         self._gva_mask = _MASK64 if wide else (1 << spec.va_bits) - 1
         self._suspect = ~((1 << (spec.va_bits - wide)) - 1)
         self.streams = streams
+        self.machine_checks = False
         self.on_used: UsedHook | None = None
         self.on_flagged: FlaggedHook | None = None
         self.on_block: BlockHook | None = None
@@ -95,12 +101,11 @@ class PhysicalCpu:
         self.reg[k.R_GTAG] = ((1 << 23) | cpu_id) << k.TAG_SHIFT
         kernels = kernels or kernels_for(spec)
         self._compiled = kernels.compiled
-        functions = kernels.functions
+        self._functions = functions = kernels.functions
         self._translate = functions.translate
         self._run_block = functions.run_block
         self._invlpg = functions.invlpg
         self._flush = functions.flush
-        self._drop_page = functions.drop_page
         if kernels.compiled:
             self._reg_arg, self._tlb_arg = self._reg_array, tlb.array
             self._ram_args = (ram.array64, ram.array32)
@@ -130,18 +135,19 @@ class PhysicalCpu:
     # ---- registers and invalidation -------------------------------------------------------------
 
     def set_modes(
-        self, *, wp: bool, pse: bool, pge: bool, nxe: bool, pg: bool = True
+        self, *, wp: bool, pse: bool, pge: bool, nxe: bool, pg: bool = True, reload: bool = False
     ) -> GeneralProtection | None:
         """Set the mode bits the MMU evaluates at each use; flushes nothing.
 
         Where the format holds its top level in registers, a change of PG, PSE or PGE under paging
-        loads them again, and reserved bits there refuse the change.
+        loads them again, and reserved bits there refuse the change. `reload`: a bit has changed
+        that has no other effect here (CR0.CD, CR0.NW, CR4.PAE, CR4.SMEP) and loads them, too.
 
         Source: SDM vol. 3, 4.4.1.
         """
         reg = self.reg
         before = (reg[k.R_PG], reg[k.R_PSE], reg[k.R_PGE])
-        if pg and self.spec.root_registers and before != (pg, pse, pge):
+        if pg and self.spec.root_registers and (reload or before != (pg, pse, pge)):
             refused = self._load_top(reg[k.R_ROOT])
             if refused is not None:
                 return refused
@@ -149,6 +155,13 @@ class PhysicalCpu:
         reg[k.R_NXE], reg[k.R_PG] = nxe, pg
         self._tag()
         return None
+
+    def set_smep(self, smep: bool) -> None:
+        """Set CR4.SMEP: whether a supervisor's fetch from a user page faults; flushes nothing.
+
+        Source: SDM vol. 3, 4.6.1, 4.7.
+        """
+        self.reg[k.R_SMEP] = smep
 
     def load_root(self, root: int) -> GeneralProtection | None:
         """MOV CR3: bits outside the root's address are ignored; global entries stay under CR4.PGE.
@@ -227,6 +240,20 @@ class PhysicalCpu:
         """INVLPG on this CPU."""
         self._invlpg(self._reg_arg, self._tlb_arg, _signed(gva))
 
+    def let_software_manage(self) -> TlbPorts:
+        """Walk no more: a miss traps (`TlbMiss`), and software fills the TLB through these ports.
+
+        Raises:
+            ValueError: One access may need two entries of a set, and the sets are smaller.
+
+        Source: A40 [0013], [0018].
+        """
+        if self.tlb.geometry.ways < 2:
+            raise ValueError("a TLB that software manages needs two ways")
+        self.reg[k.R_SOFTWARE] = 1
+        arrays = (*self._ram_args, self._reg_arg, self._tlb_arg)
+        return TlbPorts(self.spec, self.ram, self.tlb, self.reg, self._functions, arrays)
+
     # ---- the door -------------------------------------------------------------------------------
 
     def run(self, work: o.Operation, user: bool, at: int = 0) -> Exit:
@@ -246,10 +273,10 @@ class PhysicalCpu:
             )
         )
 
-    def fault(self, kind: int, at: int = 0) -> PageFault:
-        """Return the page fault the last failed translation noted."""
-        reg = self.reg
-        return PageFault(reg[k.R_FAULT_GVA] & _MASK64, reg[k.R_FAULT_ERROR], at, kind)
+    def fault(self, kind: int, at: int = 0) -> PageFault | TlbMiss:
+        """Return the fault, or the miss that software has to answer, of the last translation."""
+        gva, error = self.reg[k.R_FAULT_GVA] & _MASK64, self.reg[k.R_FAULT_ERROR]
+        return PageFault(gva, error, at, kind) if error >= 0 else TlbMiss(gva, error, at, kind)
 
     # ---- single operations ----------------------------------------------------------------------
 
@@ -289,6 +316,8 @@ class PhysicalCpu:
                 return GeneralProtection(str(error))
             if pfn < 0:
                 return self.fault(kind)
+            if self.machine_checks and pfn >= self.ram.n_frames:
+                return MachineCheck(start, pfn << PAGE_SHIFT | start & (PAGE_BYTES - 1))
             parts.append(((pfn << PAGE_SHIFT) | (start & (PAGE_BYTES - 1)), n))
         return parts
 
@@ -429,6 +458,8 @@ class PhysicalCpu:
             )  # fmt: skip
             if self.on_block is not None and at > start:
                 self.on_block(work.stream, stream, start, self._used[: at - start])
+            if self.machine_checks and (checked := self._beyond(stream, start, at)) is not None:
+                return checked
             reason = self.reg[k.R_REASON]
             if reason == k.REASON_WATCHED:
                 self._watched_run(work.stream, stream, at)
@@ -439,6 +470,16 @@ class PhysicalCpu:
                 return BudgetSpent(at)
             else:
                 return _DONE
+
+    def _beyond(self, stream: AccessStream, start: int, stop: int) -> MachineCheck | None:
+        """Return the machine check of the first run of a piece that used a frame beyond RAM."""
+        beyond = np.flatnonzero(self._used[: stop - start] >= self.ram.n_frames)
+        if not len(beyond):
+            return None
+        run, pfn = int(stream.runs[start + beyond[0]]), int(self._used[beyond[0]])
+        inside = (run >> 2) & 0xFFF
+        page = int(stream.pages[run >> 40])
+        return MachineCheck(page << PAGE_SHIFT | inside, pfn << PAGE_SHIFT | inside)
 
     def _watched_run(self, stream_id: int, stream: AccessStream, at: int) -> None:
         """Do one write run whose frame is flagged: the store is seen by whoever flagged it."""
@@ -550,6 +591,8 @@ def _signed(value: int) -> int:
 def _resume_at(stop: Exit, at: int) -> Exit:
     if isinstance(stop, PageFault):
         return PageFault(stop.gva, stop.error, at, stop.kind)
+    if isinstance(stop, TlbMiss):
+        return TlbMiss(stop.gva, stop.missing, at, stop.kind)
     return stop
 
 

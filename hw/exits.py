@@ -55,6 +55,42 @@ class Spinning(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
     hpa: int
 
 
+class TlbMiss(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
+    """A TLB that software manages cannot answer an access of `kind` at byte address `gva`.
+
+    Software writes an entry or delivers a fault, and the access is made again, from `at` on.
+
+    Attributes:
+        missing: Whether there is no entry (`MISS_NONE` of `mmu_layout`), one not marked dirty for a
+            write (`MISS_CLEAN`), or one with too few rights (`MISS_RIGHTS`).
+
+    Source: A40 [0013], [0018].
+    """
+
+    gva: int
+    missing: int
+    at: int = 0
+    kind: int = 0
+
+
+class MachineCheck(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=9):
+    """An access to a machine address where there is no memory, where that is no read of ones.
+
+    An abort: a block has executed some of its runs after the one at fault.
+    """
+
+    gva: int
+    hpa: int
+
+
 Exit: TypeAlias = (
-    Done | PageFault | GeneralProtection | Privileged | SystemCall | BudgetSpent | Spinning
+    Done
+    | PageFault
+    | GeneralProtection
+    | Privileged
+    | SystemCall
+    | BudgetSpent
+    | Spinning
+    | TlbMiss
+    | MachineCheck
 )

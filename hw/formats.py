@@ -45,6 +45,7 @@ CR0_PE = 1 << 0
 CR4_PSE = 1 << 4
 CR4_PAE = 1 << 5
 CR4_PGE = 1 << 7
+CR4_SMEP = 1 << 20
 EFER_NXE = 1 << 11
 
 # Page-fault error code bits (SDM vol. 3, 4.7).

@@ -10,6 +10,7 @@ no expression may leave that range.
 What a processor may do is the SDM's (vol. 3, 4.5-4.10): entries with P=0 are never cached, A is set
 before an entry is cached, D at the first write through a copy with D=0, and a rights miss in a
 cached entry walks again before it faults (delivering the spurious fault is a switch, `R_SPURIOUS`).
+With `R_SOFTWARE` nothing here walks: what the TLB cannot answer is noted for software to answer.
 A fault drops what was cached for its page, upper levels included, so it never recurs for a reason
 that is gone from memory.
 """
@@ -32,6 +33,9 @@ from penumbra.hw.mmu_layout import (
     E_W,
     E_X,
     LEVEL_SHIFT,
+    MISS_CLEAN,
+    MISS_NONE,
+    MISS_RIGHTS,
     R_AD_WRITES,
     R_ENTRY,
     R_FAULT_ERROR,
@@ -56,6 +60,8 @@ from penumbra.hw.mmu_layout import (
     R_RIGHTS,
     R_ROOT,
     R_SETS_AD,
+    R_SMEP,
+    R_SOFTWARE,
     R_SPURIOUS,
     R_SUM,
     R_TAG,
@@ -190,7 +196,11 @@ def denied(reg, rights, kind, user):
         return True
     if kind == 1 and rights & E_W == 0 and (user or reg[R_WP] != 0):
         return True
-    return kind == 2 and rights & E_X == 0 and reg[R_NXE] != 0
+    if kind != 2:
+        return False
+    if not user and rights & E_U != 0 and reg[R_SMEP] != 0:
+        return True
+    return rights & E_X == 0 and reg[R_NXE] != 0
 
 
 @JIT
@@ -248,7 +258,7 @@ def resolve(ram64, ram32, reg, fmap, gva, kind, user, level, base, rights):
         error |= 2
     if user:
         error |= 4
-    if fetch and nxe:
+    if fetch and (nxe or reg[R_SMEP] != 0):
         error |= 16
     reg[R_FAULT_GVA] = gva
     reg[R_WALKS] += 1
@@ -407,6 +417,9 @@ def lookup(reg, tlb, vpn):
 def translate(ram64, ram32, reg, tlb, gva, kind, user):
     """Translate one access; return the frame, or -1 with R_FAULT_GVA and R_FAULT_ERROR set.
 
+    Where software manages the TLB the error says what the TLB lacks (`MISS_*`), and it stays as it
+    is.
+
     Args:
         kind: 0 read, 1 write, 2 fetch.
         user: 1 for CPL 3, 0 for CPL 0-2.
@@ -423,19 +436,27 @@ def translate(ram64, ram32, reg, tlb, gva, kind, user):
         allowed = not denied(reg, entry, kind, user)
         if allowed and (kind != 1 or entry & E_D != 0):
             return entry >> 12
+        missing = MISS_CLEAN if allowed else MISS_RIGHTS
+    else:
+        allowed = True
+        missing = MISS_NONE
+        reg[R_MISSES] += 1
+    if reg[R_SOFTWARE] != 0:
+        reg[R_FAULT_GVA] = gva
+        reg[R_FAULT_ERROR] = missing
+        return -1
+    if entry != 0:
         drop_page(reg, tlb, vpn)
         if not allowed and reg[R_SPURIOUS] != 0:
             drop_upper(reg, tlb, vpn)
             reg[R_FAULT_GVA] = gva
             error = 1 | (kind == 1) << 1 | (4 if user else 0)
-            if HAS_NX and kind == 2 and reg[R_NXE] != 0:
+            if kind == 2 and ((HAS_NX and reg[R_NXE] != 0) or reg[R_SMEP] != 0):
                 error |= 16
             if RWX:
                 error = 12 if kind == 2 else (15 if kind == 1 else 13)
             reg[R_FAULT_ERROR] = error
             return -1
-    else:
-        reg[R_MISSES] += 1
     hits = reg[R_PSC_HITS]
     entry = walk(ram64, ram32, reg, tlb, gva, kind, user, 1)
     if entry == 0 and reg[R_PSC_HITS] != hits:

@@ -25,7 +25,12 @@ R_ENTRY = 32  # and their values
 R_TOP = 40  # top-level entries, in formats that hold them in registers
 # RISC-V: sstatus.SUM and MXR; whether hardware sets A and D; whether it caches invalid entries.
 R_SUM, R_MXR, R_SETS_AD, R_KEEPS_INVALID = 44, 45, 46, 47
-REG_WORDS = 48
+R_SOFTWARE, R_SMEP = 48, 49  # a miss traps and software fills the TLB; CR4.SMEP
+REG_WORDS = 52
+
+# In R_FAULT_ERROR where software manages the TLB: it has no entry; one without D; one with too few
+# rights.
+MISS_NONE, MISS_CLEAN, MISS_RIGHTS = -1, -2, -3
 
 MAX_RUN_COUNT = (1 << 26) - 1
 

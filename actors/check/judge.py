@@ -31,9 +31,9 @@ class Judge:
         if linear is None:
             return WRONG, None
         walk = walk_now(tables, vcpu, linear)
-        protected = write_protect(vcpu.cr0)
+        protected, smep = write_protect(vcpu.cr0), vcpu.mode.smep
         serves = tables.frames.serves
-        if walk.allows(kind, user, protected) and serves(pfn, walk.gfn):
+        if walk.allows(kind, user, protected, smep) and serves(pfn, walk.gfn):
             return FRESH, walk
         if self._legal_at != tables.now:
             self._legal.clear()
@@ -42,7 +42,8 @@ class Judge:
         if key in self._legal:
             return STALE, None
         for other in walks_allowed(tables, vcpu, linear):
-            if other.cached and other.allows(kind, user, protected) and serves(pfn, other.gfn):
+            allowed = other.cached and other.allows(kind, user, protected, smep)
+            if allowed and serves(pfn, other.gfn):
                 self._legal.add(key)
                 return STALE, None
         return WRONG, None

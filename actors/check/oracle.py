@@ -278,7 +278,7 @@ class Oracle:
             return
         protected = write_protect(windows.cr0)
         for kind in range(3):
-            if walk.allows(kind, True, protected):
+            if walk.allows(kind, True, protected, windows.mode.smep):
                 block.frames[4 * page + kind] = pfn
         for table, index, _ in walk.steps:
             table.dependents.setdefault(index, set()).add((block, page))

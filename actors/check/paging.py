@@ -48,6 +48,7 @@ class Mode(NamedTuple):
     pge: bool
     pae: bool
     nxe: bool
+    smep: bool = False
 
 
 def mode_of(cr0: int, cr4: int, efer: int) -> Mode:
@@ -58,6 +59,7 @@ def mode_of(cr0: int, cr4: int, efer: int) -> Mode:
         pge=bool(cr4 >> 7 & 1),
         pae=bool(cr4 >> 5 & 1),
         nxe=bool(efer >> 11 & 1),
+        smep=bool(cr4 >> 20 & 1),
     )
 
 
@@ -207,18 +209,23 @@ def _long_level(form: Format, mode: Mode, number: int) -> Level:
     )
 
 
-def permits(every: int, any_of: int, kind: int, user: bool, write_protected: bool) -> bool:
+def permits(
+    every: int, any_of: int, kind: int, user: bool, write_protected: bool, smep: bool
+) -> bool:
     """Tell whether an access passes the rights of a walk.
 
     Args:
         every: AND of the entries used (W and U count only if all have them).
         any_of: OR of the entries used (one NX is enough).
         write_protected: CR0.WP at the time of the access.
+        smep: CR4.SMEP: what a user may use a supervisor must not execute.
     """
     if user and not every & USER:
         return False
     if kind == WRITE:
         return bool(every & WRITABLE) or not (user or write_protected)
+    if kind == FETCH and smep and not user and every & USER:
+        return False
     return kind == READ or (kind == FETCH and not any_of & NO_EXECUTE)
 
 
@@ -228,17 +235,21 @@ def rights_text(every: int, any_of: int) -> str:
     return "".join(letter if has else "-" for letter, has in zip("wux", held, strict=True))
 
 
-def error_of(kind: int, user: bool, nxe: bool) -> int:
-    """Return the error code of an access's fault, without the bits that tell its cause."""
+def error_of(kind: int, user: bool, tells_fetches: bool) -> int:
+    """Return the error code of an access's fault, without the bits that tell its cause.
+
+    Args:
+        tells_fetches: EFER.NXE or CR4.SMEP is set.
+    """
     return (
         (ERROR_WRITE if kind == WRITE else 0)
         | (ERROR_USER if user else 0)
-        | (ERROR_FETCH if kind == FETCH and nxe else 0)
+        | (ERROR_FETCH if kind == FETCH and tells_fetches else 0)
     )
 
 
 def kind_of(error: int) -> int:
-    """Return the kind of access an error code tells; without NXE a fetch looks like a read."""
+    """Return the kind of access an error code tells; a fetch may look like a read."""
     if error & ERROR_FETCH:
         return FETCH
     return WRITE if error & ERROR_WRITE else READ

@@ -65,22 +65,22 @@ class Walk(NamedTuple):
     cached: bool
     fresh: bool
 
-    def allows(self, kind: int, user: bool, write_protected: bool) -> bool:
+    def allows(self, kind: int, user: bool, write_protected: bool, smep: bool) -> bool:
         """Tell whether an access may have used this translation: rights, and A and D as needed."""
         return (
             self.outcome == PAGE
             and bool(self.every & ACCESSED)
             and (kind != WRITE or bool(self.leaf & DIRTY))
-            and permits(self.every, self.any_of, kind, user, write_protected)
+            and permits(self.every, self.any_of, kind, user, write_protected, smep)
         )
 
     def error(self, kind: int, user: bool, vcpu: Windows) -> int | None:
         """Return the error code with which this way faults; None if it does not."""
-        base = error_of(kind, user, vcpu.mode.nxe)
+        base = error_of(kind, user, vcpu.mode.nxe or vcpu.mode.smep)
         if self.outcome != PAGE:
             return base | _CAUSES[self.outcome]
         wp = bool(vcpu.cr0 >> 16 & 1)
-        if permits(self.every, self.any_of, kind, user, wp):
+        if permits(self.every, self.any_of, kind, user, wp, vcpu.mode.smep):
             return None
         return base | ERROR_PRESENT
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+MAX_BYTES = 1 << 32  # unpacked; a few megabytes can be packed to hold more than memory does
 
 
 class FileRefusedError(Exception):
@@ -32,6 +33,10 @@ def read_arrays(path: Path, wanted: Callable[[str], bool]) -> dict[str, Array]:
         with np.load(path, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise FileRefusedError("format", "one bare array, not an .npz of several")
+            assert file.zip is not None, "it has just been opened"
+            n_bytes = sum(int(member.file_size) for member in file.zip.infolist())
+            if n_bytes > MAX_BYTES:
+                raise FileRefusedError(name, f"unpack to {n_bytes} bytes, more than {MAX_BYTES}")
             for name in filter(wanted, file.files):
                 arrays[name] = file[name]
     except FileRefusedError:

@@ -17,12 +17,14 @@ from penumbra.actors.machine.messages import (
     FaultDelivered,
     Invalidate,
     LoadRoot,
+    Missed,
     ModeLoaded,
     PageInvalidated,
     PrivilegeChanged,
     ProducerOrder,
     ProducerReply,
     Ran,
+    Refill,
     Repair,
     Repaired,
     RevokeWrite,
@@ -39,8 +41,8 @@ from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import ActorRef
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.actors.vmm.walk import GuestRegisters, registers_flush
-from penumbra.hw.exits import Done, PageFault
-from penumbra.hw.formats import CR0_PG, CR0_WP, CR4_PGE, CR4_PSE, EFER_NXE, PAGE_SHIFT
+from penumbra.hw.exits import Done, PageFault, TlbMiss
+from penumbra.hw.formats import CR0_PG, CR0_WP, CR4_PGE, CR4_PSE, CR4_SMEP, EFER_NXE, PAGE_SHIFT
 from penumbra.hw.operations import LoadPhysical, Operation, Physical
 
 ProducerRef = ActorRef[ProducerOrder, ProducerReply]
@@ -55,6 +57,9 @@ class Coherence(Protocol):
         self, fault: PageFault, work: Operation, user: bool
     ) -> TruePageFault | Ran | None:
         """Answer a hardware fault: deliver it, take this progress, or run again (None)."""
+
+    def tlb_miss(self, miss: TlbMiss, work: Operation, user: bool) -> TruePageFault | Ran | None:
+        """Answer a miss of a TLB that software manages, as `page_fault` answers."""
 
     def deliver(self, gva: int) -> None:
         """A page fault goes to the guest: a coherency event at that page."""
@@ -94,6 +99,7 @@ def hardware_modes(registers: GuestRegisters, *, flush: bool = True) -> SetModes
         bool(registers.efer & EFER_NXE),
         bool(registers.cr0 & CR0_PG),
         flush,
+        smep=bool(registers.cr4 & CR4_SMEP),
     )
 
 
@@ -110,6 +116,11 @@ class BareHardware:
         self, fault: PageFault, work: Operation, user: bool
     ) -> TruePageFault | Ran | None:
         return TruePageFault(fault.gva, fault.error, fault.kind)
+
+    def tlb_miss(self, miss: TlbMiss, work: Operation, user: bool) -> TruePageFault | Ran | None:
+        self._observer.count(self._vcpu, "tlb_refill")
+        stop = self._cpu.ask_nowait(Refill(miss.gva, miss.kind, user)).exit
+        return self.page_fault(stop, work, user) if isinstance(stop, PageFault) else None
 
     def deliver(self, gva: int) -> None:
         # The hardware's own fault has dropped what was cached for the page (SDM vol. 3, 4.10.4.1).
@@ -184,6 +195,13 @@ class Monitored:
             else:
                 self.note_exit("traced store")
                 return self._emulate(work, user, fault.at)
+
+    def tlb_miss(self, miss: TlbMiss, work: Operation, user: bool) -> TruePageFault | Ran | None:
+        reply = self._consumer.ask_nowait(Missed(miss.gva, miss.kind, user))
+        if isinstance(reply, Repaired):
+            self.note_exit("tlb miss")
+            return None
+        return self.page_fault(PageFault(miss.gva, 0, miss.at, miss.kind), work, user)
 
     def _emulate(self, work: Operation, user: bool, at: int) -> TruePageFault | Ran:
         while True:

@@ -29,7 +29,11 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         ram_mib: Guest RAM; 0 takes what the workload needs.
         pool_mib: Guest frames reserved for page tables; 0 takes an eighth of RAM, at least 8.
         tlb_entries, tlb_ways, psc_slots: Geometry of each CPU's TLB and paging-structure cache.
+        tlb: Who fills the TLBs: the hardware, which walks, or software, to which a miss traps: the
+            guest's miss handler, or the monitor (A40 [0013], [0018]).
         smt: Neighbouring CPUs that share one TLB (A40 Fig. 4); 1: each has its own.
+        beyond_ram: What an access to a machine address without memory is: all ones, writes
+            vanishing, as on a PC; or a machine check, which ends the machine by name.
         quantum: Progress after which the conductor chooses again.
         timer_period: Progress between the guest's timer interrupts.
         ipi_latency: Progress between the sending of an IPI and its arrival.
@@ -60,7 +64,9 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     tlb_entries: int = 512
     tlb_ways: int = 8
     psc_slots: int = 16
+    tlb: Literal["hardware", "software"] = "hardware"
     smt: int = 1
+    beyond_ram: Literal["ones", "machine-check"] = "ones"
     quantum: int = 10_000
     timer_period: int = 100_000
     ipi_latency: int = 200
@@ -105,6 +111,10 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         for bug in self.guest_bugs:
             if bug not in GUEST_BUGS:
                 return f"machine.guest_bugs: no guest bug {bug!r} (known: {', '.join(GUEST_BUGS)})"
+        if self.tlb == "software" and self.tlb_ways < 2:
+            return f"machine.tlb_ways is {self.tlb_ways}: at least 2 with machine.tlb software"
+        if self.tlb == "software" and self.spurious_faults:
+            return "machine.spurious_faults is true: needs machine.tlb hardware, whose walks it is"
         try:
             TlbGeometry(self.tlb_entries, self.tlb_ways, self.psc_slots)
         except ValueError as error:

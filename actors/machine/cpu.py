@@ -9,13 +9,16 @@ from penumbra.actors.machine.messages import (
     Invalidate,
     LoadRoot,
     Ran,
+    Refill,
+    Renew,
     SetModes,
 )
 from penumbra.actors.runtime import Actor
 from penumbra.hw import mmu_layout as m
 from penumbra.hw.cpu import PhysicalCpu
-from penumbra.hw.exits import BudgetSpent, Done, PageFault, Spinning
+from penumbra.hw.exits import BudgetSpent, Done, PageFault, Spinning, TlbMiss
 from penumbra.hw.operations import Block, Copy, Fill, Mark
+from penumbra.hw.ports import TlbPorts
 
 _OK = Ran(Done(), 0)
 
@@ -23,8 +26,10 @@ _OK = Ran(Done(), 0)
 class CpuActor(Actor[CpuOrder, Ran]):
     """Runs what it is given on one `PhysicalCpu` and measures its progress."""
 
-    def __init__(self, cpu: PhysicalCpu) -> None:
+    def __init__(self, cpu: PhysicalCpu, ports: TlbPorts | None = None) -> None:
+        """Take a CPU, and the ports of its TLB if software manages it."""
         self._cpu = cpu
+        self._ports = ports
 
     def receive(self, message: CpuOrder) -> Ran:
         if isinstance(message, Execute):
@@ -33,6 +38,8 @@ class CpuActor(Actor[CpuOrder, Ran]):
         if isinstance(message, Complete):
             done, at = cpu.complete(message.work, message.at, message.hpas)
             return Ran(done or BudgetSpent(at), self._step(message), at)
+        if isinstance(message, Refill | Renew):
+            return self._port(message)
         if isinstance(message, LoadRoot):
             cpu.load_root(message.hpa)
         elif isinstance(message, Invalidate):
@@ -42,11 +49,19 @@ class CpuActor(Actor[CpuOrder, Ran]):
                 cpu.invlpg(gva)
         elif isinstance(message, SetModes):
             cpu.set_modes(
-                wp=message.wp, pse=message.pse, pge=message.pge, nxe=message.nxe, pg=message.pg
-            )
+                wp=message.wp, pse=message.pse, pge=message.pge, nxe=message.nxe, pg=message.pg,
+                reload=message.reload,
+            )  # fmt: skip
+            cpu.set_smep(message.smep)
             if message.flush:
                 cpu.flush_all()
         return _OK
+
+    def _port(self, message: Refill | Renew) -> Ran:
+        assert self._ports is not None, "the hardware manages this TLB"
+        if isinstance(message, Renew):
+            return Ran(Done(sum(map(self._ports.renew, message.gvas))), 0)
+        return Ran(self._ports.refill(message.gva, message.kind, message.user) or Done(), 0)
 
     def _step(self, message: Complete) -> int:
         """Progress of one emulated step: a run's references, or one."""
@@ -66,10 +81,10 @@ class CpuActor(Actor[CpuOrder, Ran]):
             stop = cpu.run(work, message.user, at)
             spent = 1
             if isinstance(work, Fill | Copy):
-                reached = stop.at if isinstance(stop, PageFault) else work.n_bytes
+                reached = stop.at if isinstance(stop, PageFault | TlbMiss) else work.n_bytes
                 spent = (reached - at) // 8
-            elif isinstance(stop, PageFault | Spinning) or isinstance(work, Mark):
+            elif isinstance(stop, PageFault | TlbMiss | Spinning) or isinstance(work, Mark):
                 spent = 0
-        if isinstance(stop, PageFault | BudgetSpent):
+        if isinstance(stop, PageFault | TlbMiss | BudgetSpent):
             at = stop.at
         return Ran(stop, spent, at)

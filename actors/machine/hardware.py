@@ -57,7 +57,13 @@ class Hardware:
         self.cpus = [PhysicalCpu(i, spec, self.ram, tlb) for i, tlb in enumerate(tlbs)]
         for cpu in self.cpus:
             cpu.reg[m.R_SPURIOUS] = int(config.spurious_faults)
+            cpu.machine_checks = config.beyond_ram == "machine-check"
+        software = config.tlb == "software"
+        self._ports = [cpu.let_software_manage() if software else None for cpu in self.cpus]
 
     def spawn(self, system: ActorSystem, prefix: str = "") -> list[CpuRef]:
         """Start the task of each CPU."""
-        return [system.spawn(CpuActor(cpu), f"{prefix}cpu-{cpu.cpu_id}") for cpu in self.cpus]
+        return [
+            system.spawn(CpuActor(cpu, ports), f"{prefix}cpu-{cpu.cpu_id}")
+            for cpu, ports in zip(self.cpus, self._ports, strict=True)
+        ]

@@ -39,6 +39,7 @@ from penumbra.actors.machine.processes import ProcessLedger
 from penumbra.actors.machine.seat import FixedSeat, Seat
 from penumbra.actors.machine.submm import ConsumerActor, ProducerActor, shadow_modes
 from penumbra.actors.machine.thread import ThreadActor
+from penumbra.actors.machine.tlbs import ManagedByHardware, ManagedByMonitor, TlbManagement
 from penumbra.actors.machine.vcpu import ThreadRef, VcpuActor, Wait
 from penumbra.actors.observe.events import EventKind, EventLog
 from penumbra.actors.runtime import (
@@ -313,17 +314,20 @@ class Machine:
             return [BareHardware(i, seat, self.observer) for i, seat in enumerate(seats)], []
         consumers = [
             system.spawn(
-                ConsumerActor(submm, seat, self.observer), f"{prefix}consumer-{submm.vcpu_id}"
+                ConsumerActor(
+                    submm, seat, self._tlb_management(submm.vcpu_id, seat), self.observer
+                ),
+                f"{prefix}consumer-{submm.vcpu_id}",
             )
             for submm, seat in zip(self.submms, seats, strict=True)
         ]
         coherences: list[Coherence] = []
         producers: list[ProducerRef] = []
         for submm, seat in zip(self.submms, seats, strict=True):
-            actor = ProducerActor(
+            maker = ProducerActor(
                 submm, self.memory, seat, self._store_for_device, consumers, self.observer
             )
-            producer = system.spawn(actor, f"{prefix}producer-{submm.vcpu_id}")
+            producer = system.spawn(maker, f"{prefix}producer-{submm.vcpu_id}")
             producers.append(producer)
             coherences.append(
                 Monitored(
@@ -333,6 +337,12 @@ class Machine:
                 )
             )  # fmt: skip
         return coherences, producers
+
+    def _tlb_management(self, vcpu_id: int, seat: Seat) -> TlbManagement:
+        if self.config.tlb == "hardware":
+            return ManagedByHardware(vcpu_id, seat, self.observer)
+        update = self.scheme.apply == "update"
+        return ManagedByMonitor(vcpu_id, seat, self.observer, update=update)
 
     def sits_down(self, vcpu_id: int, cpu: PhysicalCpu) -> None:
         """A VCPU runs on this CPU from now on: its streams, its hooks, its counters."""

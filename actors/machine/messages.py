@@ -116,7 +116,10 @@ class LoadRoot(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
 
 
 class SetModes(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
-    """Mode bits of the hardware's control registers; `flush` drops everything cached."""
+    """Mode bits of the hardware's control registers; `flush` drops everything cached.
+
+    `reload`: a change that loads the top level's registers, where the format has them.
+    """
 
     wp: bool
     pse: bool
@@ -124,6 +127,8 @@ class SetModes(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
     nxe: bool
     pg: bool
     flush: bool = True
+    reload: bool = False
+    smep: bool = False
 
 
 class Invalidate(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
@@ -131,6 +136,23 @@ class Invalidate(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
 
     gvas: tuple[int, ...]
     everything: bool = False
+
+
+class Refill(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
+    """Write the TLB entry an access needs, out of the tables at the CPU's root, or say the fault.
+
+    For a CPU whose TLB software manages, as `Renew`.
+    """
+
+    gva: int
+    kind: int
+    user: bool
+
+
+class Renew(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
+    """Bring cached entries in line with the tables at the CPU's root; the answer: how many."""
+
+    gvas: tuple[int, ...]
 
 
 class Ran(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
@@ -141,7 +163,7 @@ class Ran(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
     at: int = 0
 
 
-CpuOrder: TypeAlias = Execute | Complete | LoadRoot | SetModes | Invalidate
+CpuOrder: TypeAlias = Execute | Complete | LoadRoot | SetModes | Invalidate | Refill | Renew
 
 # ---- VCPU, producer and consumer -------------------------------------------------------
 
@@ -284,13 +306,21 @@ class DropTable(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
     gfn: int
 
 
+class Missed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
+    """The TLB, which software manages, has no answer; the reply is `Repaired` if the shadow has."""
+
+    gva: int
+    kind: int
+    user: bool
+
+
 class Followed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=9):
     """The shadow follows, the CPU is flushed; so many patches were applied."""
 
     n_applied: int = 0
 
 
-class PrivilegeChanged(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
+class PrivilegeChanged(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=20):
     """The VCPU entered or left user mode (VTLB Fig. 5, 506)."""
 
     user: bool
@@ -306,5 +336,6 @@ ConsumerOrder: TypeAlias = (
     | ShootDown
     | RevokeWrite
     | DropTable
+    | Missed
 )
 ConsumerReply: TypeAlias = Repaired | StoreWanted | TruePageFault | TracesWanted | Followed

@@ -8,6 +8,8 @@ from penumbra.actors.machine.coherence import Coherence
 from penumbra.actors.machine.observer import Observer
 from penumbra.actors.observe.events import EventKind
 from penumbra.hw import operations as o
+from penumbra.hw.control import refused, settled
+from penumbra.hw.exits import GeneralProtection
 from penumbra.hw.interrupts import InterruptController
 
 if TYPE_CHECKING:
@@ -31,15 +33,15 @@ class PrivilegedWork:
         self._board = board
         self._observer = observer
 
-    def do(self, work: o.Operation) -> int | None:
-        """Do one privileged operation and return its value."""
+    def do(self, work: o.Operation) -> int | GeneralProtection | None:
+        """Do one privileged operation and return its value, or why the CPU refuses it."""
         vcpu, coherence = self._vcpu, self._coherence
         if isinstance(work, o.Invlpg):
             self._event("invlpg", EventKind.INVLPG, work.gva)
             coherence.invlpg(work.gva)
             self._tell("INVLPG", work.gva)
         elif isinstance(work, o.LoadControl):
-            self._load_control(work)
+            return self._load_control(work)
         elif isinstance(work, o.LoadPhysical | o.StorePhysical | o.ExchangePhysical):
             return coherence.physical(work)
         elif isinstance(work, o.ReadControl):
@@ -87,7 +89,12 @@ class PrivilegedWork:
         if self._observer.taps is not None:
             self._observer.taps.event(self._vcpu.vcpu_id, what, value)
 
-    def _load_control(self, work: o.LoadControl) -> None:
+    def _load_control(self, work: o.LoadControl) -> GeneralProtection | None:
+        spec = self._board.spec
+        why = refused(spec, work.register, work.value)
+        if why is not None:
+            return why
+        work = o.LoadControl(work.register, settled(spec, work.register, work.value))
         if work.register == 3:
             self._event("cr3_load", EventKind.CR3_LOAD, 0, work.value)
             self._coherence.load_root(work.value)
@@ -95,7 +102,9 @@ class PrivilegedWork:
             self._event("mode_change", EventKind.MODE_CHANGE, work.register, work.value)
             self._coherence.load_mode(work.register, work.value)
         self._tell(f"CR{work.register}", work.value)
+        return None
 
-    def _read_control(self, register: int) -> int:
+    def _read_control(self, register: int) -> int | GeneralProtection:
         registers = self._coherence.registers
-        return {0: registers.cr0, 2: registers.cr2, 3: registers.cr3, 4: registers.cr4}[register]
+        held = {0: registers.cr0, 2: registers.cr2, 3: registers.cr3, 4: registers.cr4}
+        return held.get(register, GeneralProtection(f"there is no CR{register}"))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
-from penumbra.actors.machine.messages import CpuOrder, Invalidate, LoadRoot, Ran, SetModes
+from penumbra.actors.machine.messages import CpuOrder, Invalidate, LoadRoot, Ran, Renew, SetModes
 from penumbra.actors.runtime import ActorRef
 from penumbra.hw.cpu import PhysicalCpu
 from penumbra.hw.exits import Done
@@ -88,6 +88,6 @@ class WorldSeat:
             self._modes = order
         if self._ref is not None:
             return self._ref.ask_nowait(order)
-        if isinstance(order, LoadRoot | SetModes | Invalidate):
+        if isinstance(order, LoadRoot | SetModes | Invalidate | Renew):
             return _KEPT
         raise NotSeatedError(f"{type(order).__name__} for a world that is on no CPU")

@@ -23,6 +23,7 @@ from penumbra.actors.machine.messages import (
     Followed,
     Invalidate,
     LoadRoot,
+    Missed,
     ModeLoaded,
     PageInvalidated,
     PrivilegeChanged,
@@ -41,6 +42,7 @@ from penumbra.actors.machine.messages import (
 )
 from penumbra.actors.machine.observer import Observer
 from penumbra.actors.machine.seat import Seat
+from penumbra.actors.machine.tlbs import TlbManagement
 from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import Actor, ActorRef
 from penumbra.actors.vmm.fill import Emulate, Forward, Hidden, PlaceTraces
@@ -49,7 +51,7 @@ from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.secondary import SecondaryData
 from penumbra.actors.vmm.shadow import FLUSH_ALL
 from penumbra.actors.vmm.walk import GuestRegisters
-from penumbra.hw.formats import CR4_PGE, EFER_NXE, PAGE_BYTES, PAGE_SHIFT
+from penumbra.hw.formats import CR4_PGE, CR4_SMEP, EFER_NXE, PAGE_BYTES, PAGE_SHIFT
 from penumbra.hw.operations import Fill, Physical
 from penumbra.hw.streams import WRITE
 
@@ -63,21 +65,27 @@ def shadow_modes(registers: GuestRegisters) -> SetModes:
     WP stays set, so that a supervisor's store to a read-only page exits; no shadow page is large.
     """
     pge, nxe = bool(registers.cr4 & CR4_PGE), bool(registers.efer & EFER_NXE)
-    return SetModes(True, False, pge, nxe, True)
+    return SetModes(True, False, pge, nxe, True, smep=bool(registers.cr4 & CR4_SMEP))
 
 
 class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
     """Keeps one VCPU's shadow and TLB: hidden faults, coherency events, requests of other CPUs."""
 
-    def __init__(self, submm: SecondaryData, seat: Seat, observer: Observer) -> None:
+    def __init__(
+        self, submm: SecondaryData, seat: Seat, tlb: TlbManagement, observer: Observer
+    ) -> None:
         self._submm = submm
         self._cpu = seat
+        self._tlb = tlb
         self._observer = observer
         self._vcpu = submm.vcpu_id
 
     def receive(self, message: ConsumerOrder) -> ConsumerReply:
         if isinstance(message, Repair):
             return self._repair(message)
+        if isinstance(message, Missed):
+            inside = self._tlb.missed(message.gva, message.kind, message.user)
+            return Repaired() if inside else Followed()
         if isinstance(message, PageInvalidated):
             self._submm.event_invlpg(message.gva)
         elif isinstance(message, FaultDelivered):
@@ -110,6 +118,7 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         if isinstance(outcome, Emulate):
             return StoreWanted()
         assert isinstance(outcome, Hidden)
+        self._tlb.filled(message.gva, message.kind, message.user)
         self._observer.count(self._vcpu, "hidden_fault")
         self._observer.note(self._vcpu, EventKind.HIDDEN_FAULT, message.gva, message.kind)
         return Repaired()
@@ -144,8 +153,7 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
             self._observer.count(self._vcpu, "tlb_flush")
             self._cpu.ask_nowait(Invalidate((), everything=True))
         else:
-            self._observer.count(self._vcpu, "invlpg", len(flushes))
-            self._cpu.ask_nowait(Invalidate(tuple(flushes)))
+            self._tlb.changed(flushes)
 
 
 class ProducerActor(Actor[ProducerOrder, ProducerReply]):

@@ -41,11 +41,14 @@ from penumbra.hw.exits import (
     BudgetSpent,
     Done,
     GeneralProtection,
+    MachineCheck,
     PageFault,
     Privileged,
     Spinning,
     SystemCall,
+    TlbMiss,
 )
+from penumbra.hw.formats import FormatSpec
 from penumbra.hw.interrupts import NEVER, InterruptController
 
 ThreadRef = ActorRef[ThreadOrder, ThreadReply]
@@ -62,6 +65,11 @@ class Wait(enum.Enum):
 
 class Board(Protocol):
     """What a VCPU sees of its machine."""
+
+    @property
+    def spec(self) -> FormatSpec:
+        """The paging format of its CPUs."""
+        ...
 
     def thread(self, thread_id: int) -> ThreadRef:
         """Return the actor of a guest thread."""
@@ -274,28 +282,39 @@ class VcpuActor(Actor[Grant, Baton]):
             self._value, self._work = stop.value, None
         elif isinstance(stop, PageFault):
             self._at = ran.at
-            self._page_fault(stop, work)
+            self._answer(self._coherence.page_fault(stop, work, self._user))
+        elif isinstance(stop, TlbMiss):
+            self._at = ran.at
+            self._answer(self._coherence.tlb_miss(stop, work, self._user))
         elif isinstance(stop, BudgetSpent):
             self._at = ran.at
         elif isinstance(stop, Privileged):
-            self._value, self._work = self._privileged.do(work), None
+            value = self._privileged.do(work)
+            if isinstance(value, GeneralProtection):
+                self._protection(value, work)
+            else:
+                self._value, self._work = value, None
         elif isinstance(stop, SystemCall):
             self._system_call(work)
         elif isinstance(stop, Spinning):
             self.wait = Wait.SPINNING
             self._board.spin(self.vcpu_id, stop.hpa)
+        elif isinstance(stop, MachineCheck):
+            # No guest here sets CR4.MCE: its CPU shuts down (SDM vol. 3, 16.7).
+            self._end(f"machine check at {stop.gva:#x}: no memory at {stop.hpa:#x}")
         else:
             assert isinstance(stop, GeneralProtection)
-            self._enter(EnterProtection(self.vcpu_id, stop.reason, work, self.interrupts_enabled))
+            self._protection(stop, work)
 
-    def _page_fault(self, fault: PageFault, work: o.Operation) -> None:
-        answer = self._coherence.page_fault(fault, work, self._user)
-        if answer is None:
-            return
+    def _protection(self, stop: GeneralProtection, work: o.Operation) -> None:
+        self._enter(EnterProtection(self.vcpu_id, stop.reason, work, self.interrupts_enabled))
+
+    def _answer(self, answer: TruePageFault | Ran | None) -> None:
+        """Do as a fault or a miss is answered: deliver it, take progress, or (None) run again."""
         if isinstance(answer, Ran):
             self._take(answer)
-            return
-        self._deliver(answer)
+        elif answer is not None:
+            self._deliver(answer)
 
     def _deliver(self, fault: TruePageFault) -> None:
         vcpu = self.vcpu_id

@@ -15,6 +15,7 @@ from penumbra.hw.formats import (
     CR4_PAE,
     CR4_PGE,
     CR4_PSE,
+    CR4_SMEP,
     EFER_NXE,
     PAGE_SHIFT,
     A,
@@ -42,7 +43,7 @@ class GuestRegisters:
 
 
 def registers_flush(registers: GuestRegisters, register: int, value: int) -> bool:
-    """Load CR0 or CR4; tell whether that drops every translation: paging, PSE, PAE or PGE changed.
+    """Load CR0 or CR4; tell whether that drops every translation: PG, PSE, PAE, PGE, SMEP changed.
 
     Source: SDM vol. 3, 4.10.4.1; A40 ¶87.
     """
@@ -50,7 +51,7 @@ def registers_flush(registers: GuestRegisters, register: int, value: int) -> boo
         changed = (registers.cr0 ^ value) & CR0_PG
         registers.cr0 = value
     else:
-        changed = (registers.cr4 ^ value) & (CR4_PSE | CR4_PAE | CR4_PGE)
+        changed = (registers.cr4 ^ value) & (CR4_PSE | CR4_PAE | CR4_PGE | CR4_SMEP)
         registers.cr4 = value
     return bool(changed)
 
@@ -95,6 +96,7 @@ class GuestWalker:
         reg[m.R_PSE] = at.cr4 & CR4_PSE
         reg[m.R_PGE] = at.cr4 & CR4_PGE
         reg[m.R_NXE] = at.efer & EFER_NXE
+        reg[m.R_SMEP] = at.cr4 & CR4_SMEP
         root = at.cr3 & self._spec.frame_mask
         signed = gva - (1 << 64) if gva >> 63 else gva
         top = self._spec.top

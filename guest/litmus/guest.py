@@ -91,7 +91,7 @@ class LitmusGuest:
         return _give(f"PF:{error:#x}")
 
     def protection_fault(self, vcpu_id: int, thread_id: int, what: str) -> GuestCoroutine:
-        return _panic(f"CPU {vcpu_id}: general protection fault: {what}")
+        return _give("GP")
 
     def syscall(
         self, vcpu_id: int, thread_id: int, name: str, args: tuple[int, ...]

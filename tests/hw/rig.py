@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from penumbra.hw import mmu_layout as m
 from penumbra.hw.compiled import kernels_for
 from penumbra.hw.cpu import PhysicalCpu
+from penumbra.hw.exits import PageFault
 from penumbra.hw.formats import IA32, FormatSpec
 from penumbra.hw.memory import Ram
 from penumbra.hw.streams import AccessStream
@@ -102,6 +103,7 @@ class Rig:
         if pfn >= 0:
             return pfn
         fault = cpu.fault(kind)
+        assert isinstance(fault, PageFault)
         assert fault.kind == kind
         return (fault.gva, fault.error)
 

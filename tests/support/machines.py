@@ -48,6 +48,7 @@ def run_machine(
     check: bool = True,
     loop: str = "trio",
     invariants: bool = True,
+    costs: CostProfile | None = None,
     **config: Any,
 ) -> tuple[Machine, dict[str, Any], Verdict | None]:
     """Run a machine to its end; assert its parts' invariants; return it, its summary, the verdict.
@@ -58,7 +59,7 @@ def run_machine(
     if isinstance(scheme, str):
         scheme = PRESETS[scheme]
     machine, oracle = build_machine(
-        MachineConfig(**config), scheme, workload, CostProfile(), seed, check=check
+        MachineConfig(**config), scheme, workload, costs or CostProfile(), seed, check=check
     )
     anyio.run(machine.run, backend=loop)
     for submm in machine.submms:

@@ -105,6 +105,15 @@ class TestAccesses:
             seen.append(rig.uses(PAGE, 8, WRITE, user=False))
         assert seen == ["wrong", "fresh", "wrong"]
 
+    def test_under_smep_a_supervisor_must_not_execute_what_a_user_may_use(self) -> None:
+        rig = two_level()
+        seen = []
+        for cr4 in (PSE, PSE | 1 << 20):
+            rig.oracle.event(0, "CR4", cr4)
+            seen += [rig.uses(PAGE, 8, FETCH, user=user) for user in (True, False)]
+            seen.append(rig.faults(PAGE, 0x11, user=False))
+        assert seen == ["fresh", "fresh", "wrong", "fresh", "wrong", "true"]
+
     def test_accessed_and_dirty_may_still_be_clear_if_the_guest_cleared_them_unflushed(
         self,
     ) -> None:

@@ -154,6 +154,23 @@ def test_the_cost_of_a_run_is_its_counters_at_their_prices() -> None:
         assert summary["cost"] == CostProfile().cost(summary["counters"])
 
 
+@pytest.mark.shows("H11")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_costs_change_what_a_run_costs_and_nothing_that_it_does(scheme: str) -> None:
+    names = [name for name in CostProfile.__struct_fields__ if name != "source"]
+    profiles = [CostProfile(), CostProfile(source="dear", **dict.fromkeys(names, 10**9))]
+    runs = []
+    for costs in profiles:
+        machine, said, _ = run_machine(SMALL_STRESS, scheme, vcpus=3, costs=costs)
+        events = machine.observer.events.columns()
+        total = said.pop("cost")
+        assert total == costs.cost(said["counters"])
+        assert sum(vcpu.pop("cost") for vcpu in said["vcpu"]) == total
+        del events["cost"]
+        runs.append((said, {name: column.tolist() for name, column in events.items()}))
+    assert runs[0] == runs[1]
+
+
 @pytest.mark.shows("K1")
 def test_the_task_tree_holds_one_task_for_each_part() -> None:
     machine, _, _ = run_machine(SMALL_STRESS, "patch", vcpus=2)

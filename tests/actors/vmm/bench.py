@@ -33,7 +33,7 @@ from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.hw import mmu_layout as m
 from penumbra.hw import operations as o
 from penumbra.hw.cpu import PhysicalCpu
-from penumbra.hw.exits import Done, PageFault
+from penumbra.hw.exits import Done, Exit, PageFault, TlbMiss
 from penumbra.hw.formats import (
     CR0_PE,
     CR0_PG,
@@ -41,6 +41,7 @@ from penumbra.hw.formats import (
     CR4_PAE,
     CR4_PGE,
     CR4_PSE,
+    CR4_SMEP,
     EFER_NXE,
     IA32,
     PAGE_BYTES,
@@ -108,7 +109,9 @@ class Bench:
         n_frames: int = 64,
         order: Order = Order.CORRECT,
         tlb: TlbGeometry | None = None,
+        software: bool = False,
     ) -> None:
+        """Put a machine together; with `software` the monitor fills the TLBs."""
         self.spec = spec
         scheme = scheme or patch()
         n_shadow = (scheme.options.shadow_pages + 8) * n_vcpus
@@ -122,6 +125,8 @@ class Bench:
         self.submms = [SubVmm(i, shared) for i in range(n_vcpus)]
         geometry = tlb or TlbGeometry(64, 4, 4)
         self.cpus = [PhysicalCpu(i, spec, self.ram, Tlb(spec, geometry)) for i in range(n_vcpus)]
+        self.ports = [cpu.let_software_manage() for cpu in self.cpus] if software else []
+        self._update = scheme.apply == "update"
         self.oracle = Oracle(spec.name, n_vcpus, self.ram.bytes, self.ram.flags_array)
         self.log: list[Seen] = []
         self._next_frame = 1
@@ -213,8 +218,10 @@ class Bench:
             stop = self.cpus[vcpu].run(work, user, at)
             if isinstance(stop, Done):
                 return self.memory.guest_of.get(self._used, -1)
-            assert isinstance(stop, PageFault), stop
-            at = stop.at
+            at, missed = getattr(stop, "at", at), self._miss(vcpu, stop, user)
+            if missed is None:
+                continue
+            stop = missed
             error, at, done = self._page_fault(vcpu, stop, work, user)
             if error is not None:
                 return error
@@ -225,7 +232,10 @@ class Bench:
     def _fetch(self, vcpu: int, gva: int, user: bool) -> int | Faulted:
         cpu = self.cpus[vcpu]
         while (pfn := cpu.translate(gva, FETCH, user)) < 0:
-            error, _, _ = self._page_fault(vcpu, cpu.fault(FETCH), o.Load(gva, 1), user)
+            fault = self._miss(vcpu, cpu.fault(FETCH), user)
+            if fault is None:
+                continue
+            error, _, _ = self._page_fault(vcpu, fault, o.Load(gva, 1), user)
             if error is not None:
                 return error
         self.oracle.used(vcpu, gva, FETCH, user, pfn)
@@ -278,6 +288,15 @@ class Bench:
 
     # ---- what the drivers do --------------------------------------------------------------------
 
+    def _miss(self, vcpu: int, stop: Exit, user: bool) -> PageFault | None:
+        """Fill a TLB that software manages from the shadow; the fault if there is one to answer."""
+        if isinstance(stop, TlbMiss):
+            if self.ports[vcpu].refill(stop.gva, stop.kind, user) is None:
+                return None
+            return PageFault(stop.gva, 0, stop.at, stop.kind)
+        assert isinstance(stop, PageFault), stop
+        return stop
+
     def _page_fault(
         self, vcpu: int, fault: PageFault, work: o.Operation, user: bool
     ) -> tuple[Faulted | None, int, bool]:
@@ -294,6 +313,8 @@ class Bench:
                 return self._emulate(vcpu, work, fault.at, user)
             assert isinstance(outcome, Hidden)
             self.log.append(Seen("hidden", vcpu, fault.gva))
+            if self.ports:
+                self.ports[vcpu].refill(fault.gva, fault.kind, user)  # 816
             return None, fault.at, False
 
     def _emulate(
@@ -366,12 +387,15 @@ class Bench:
         cpu = self.cpus[vcpu]
         nxe = bool(registers.efer & EFER_NXE)
         cpu.set_modes(wp=True, pse=False, pge=bool(registers.cr4 & CR4_PGE), nxe=nxe)
+        cpu.set_smep(bool(registers.cr4 & CR4_SMEP))
         cpu.flush_all()
 
     def _flush(self, vcpu: int) -> None:
         for gva in self.submms[vcpu].space.take_flushes():
             if gva == FLUSH_ALL:
                 self.cpus[vcpu].flush_all()
+            elif self.ports and self._update:
+                self.ports[vcpu].renew(gva)  # 876
             else:
                 self.cpus[vcpu].invlpg(gva)
 

@@ -151,9 +151,9 @@ def steps() -> st.SearchStrategy[list[Step]]:
 class Walk:
     """One guest under one scheme."""
 
-    def __init__(self, world: World, scheme: Scheme) -> None:
+    def __init__(self, world: World, scheme: Scheme, *, software: bool = False) -> None:
         self.world = world
-        self.bench = bench = Bench(world.spec, scheme, n_frames=N_FRAMES)
+        self.bench = bench = Bench(world.spec, scheme, n_frames=N_FRAMES, software=software)
         width = world.spec.entry_bytes
         for (table, index), value in world.first.items():
             bench.memory.store(table << 12 | index * width, width, value)
@@ -200,6 +200,20 @@ def test_whatever_a_guest_does_no_access_is_refused(
     world: str, scheme: str, script: list[Step]
 ) -> None:
     walk = Walk(WORLDS[world], SCHEMES[scheme])
+    for what, vcpu, first, second in script:
+        walk.step(what, vcpu, first, second)
+        walk.bench.assert_coherent()
+
+
+@pytest.mark.shows("H12", "V5", "P4", "P5", "A40 Fig. 8: 816", "A40 Fig. 12: 876")
+@pytest.mark.parametrize("scheme", ["shootdown", "patch", "patch, invalidating", "patch, one slot"])
+@pytest.mark.parametrize("world", WORLDS)
+@settings(max_examples=20, deadline=None, suppress_health_check=TOO_SLOW)
+@given(script=steps())
+def test_whatever_a_guest_does_no_access_is_refused_where_the_monitor_fills_the_tlb(
+    world: str, scheme: str, script: list[Step]
+) -> None:
+    walk = Walk(WORLDS[world], SCHEMES[scheme], software=True)
     for what, vcpu, first, second in script:
         walk.step(what, vcpu, first, second)
         walk.bench.assert_coherent()

@@ -44,6 +44,7 @@ def run(spec: FormatSpec, program: Script, **options: Any) -> tuple[str, Any, li
     return outcome(FlatMachine(spec, [program], sticky=True, **options))
 
 
+@pytest.mark.shows("G3")
 @specs
 def test_anonymous_memory_is_zero_until_written(spec: FormatSpec) -> None:
     async def main() -> None:
@@ -55,6 +56,7 @@ def test_anonymous_memory_is_zero_until_written(spec: FormatSpec) -> None:
     assert run(spec, script(main)) == ("finished", [(0, 7)], [])
 
 
+@pytest.mark.shows("G3")
 @specs
 def test_a_private_file_page_is_shared_until_written_and_then_ones_own(spec: FormatSpec) -> None:
     async def main() -> None:
@@ -71,6 +73,7 @@ def test_a_private_file_page_is_shared_until_written_and_then_ones_own(spec: For
     assert run(spec, script(main)) == ("finished", expected, [])
 
 
+@pytest.mark.shows("G3")
 @specs
 def test_shared_memory_and_shared_files_are_one_for_parent_and_child(spec: FormatSpec) -> None:
     async def main() -> None:
@@ -87,6 +90,7 @@ def test_shared_memory_and_shared_files_are_one_for_parent_and_child(spec: Forma
     assert run(spec, script(main, child)) == ("finished", [(5, 6)], [])
 
 
+@pytest.mark.shows("G3")
 @specs
 def test_a_write_after_fork_stays_on_its_side(spec: FormatSpec) -> None:
     async def main() -> None:
@@ -105,6 +109,7 @@ def test_a_write_after_fork_stays_on_its_side(spec: FormatSpec) -> None:
     assert run(spec, script(main, child)) == ("finished", [(1,), (3,), (2,)], [])
 
 
+@pytest.mark.shows("G3", "G4")
 @specs
 @pytest.mark.parametrize(
     ("change", "reason"),
@@ -128,6 +133,7 @@ def test_what_a_call_took_away_is_gone_when_it_returns(
     assert run(spec, script(main)) == expected
 
 
+@pytest.mark.shows("G3")
 @specs
 def test_an_inaccessible_page_keeps_its_contents(spec: FormatSpec) -> None:
     async def main() -> None:
@@ -142,6 +148,7 @@ def test_an_inaccessible_page_keeps_its_contents(spec: FormatSpec) -> None:
     assert run(spec, script(main)) == ("finished", [(9,)], [reason])
 
 
+@pytest.mark.shows("G3")
 @specs
 def test_mremap_moves_contents_and_leaves_nothing_behind(spec: FormatSpec) -> None:
     new = ARENA + 0x100_0000
@@ -158,6 +165,7 @@ def test_mremap_moves_contents_and_leaves_nothing_behind(spec: FormatSpec) -> No
     assert run(spec, script(main)) == ("finished", [(new, 1, 2, 0)], [reason])
 
 
+@pytest.mark.shows("G3")
 @specs
 def test_mremap_grows_in_place_when_there_is_room_and_shrinks(spec: FormatSpec) -> None:
     async def main() -> None:
@@ -172,6 +180,7 @@ def test_mremap_grows_in_place_when_there_is_room_and_shrinks(spec: FormatSpec) 
     assert run(spec, script(main)) == ("finished", [(ARENA,), (ARENA,), (ARENA, 1), (0,)], [])
 
 
+@pytest.mark.shows("G3")
 @specs
 def test_the_break_grows_by_zero_pages_and_gives_them_back(spec: FormatSpec) -> None:
     async def main() -> None:
@@ -185,6 +194,7 @@ def test_the_break_grows_by_zero_pages_and_gives_them_back(spec: FormatSpec) -> 
     assert run(spec, script(main)) == ("finished", [(0, ARENA + 100), (0,)], [])
 
 
+@pytest.mark.shows("G6")
 @specs
 def test_the_kernels_window_can_neither_be_used_nor_mapped(spec: FormatSpec) -> None:
     window = default_layout(spec, 64, script().used_ranges()).window_gva
@@ -248,6 +258,7 @@ def test_a_process_that_needs_too_many_tables_is_killed_and_others_go_on() -> No
     assert ended == ("finished", [(ARENA,)], ["out of page-table memory"])
 
 
+@pytest.mark.shows("G2")
 def test_clean_pages_of_files_make_room_when_memory_is_short() -> None:
     async def main() -> None:
         for file_id in range(4):

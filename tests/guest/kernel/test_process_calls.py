@@ -27,6 +27,7 @@ def outcome(
     return ended, seen, machine.reasons
 
 
+@pytest.mark.shows("G3")
 @specs
 def test_exec_replaces_memory_and_goes_on_in_the_new_image(spec: FormatSpec) -> None:
     images = tuple(
@@ -64,6 +65,7 @@ def test_the_image_below_is_there_again_when_a_mapping_over_it_goes(spec: Format
     assert outcome(spec, Script((main,), (image,))) == ("finished", [(0, *words)], [])
 
 
+@pytest.mark.shows("G3")
 def test_wait_returns_the_children_that_end_and_then_that_there_is_none() -> None:
     async def main() -> None:
         first = await Syscall("fork", (1, 50))
@@ -79,6 +81,7 @@ def test_wait_returns_the_children_that_end_and_then_that_there_is_none() -> Non
     assert outcome(X86_64, script(main, child)) == ("finished", [(2, 3, 2, 3), (-10, -10)], [])
 
 
+@pytest.mark.shows("G3")
 def test_a_parent_that_ends_first_leaves_its_children_running() -> None:
     async def main() -> None:
         await Syscall("fork", (1,))
@@ -91,6 +94,7 @@ def test_a_parent_that_ends_first_leaves_its_children_running() -> None:
     assert outcome(X86_64, script(main, child)) == ("finished", [(1,)], [])
 
 
+@pytest.mark.shows("G6")
 @pytest.mark.parametrize(
     "operation", [Halt(), Invlpg(ARENA), LoadControl(3, 0)], ids=lambda op: type(op).__name__
 )
@@ -179,6 +183,7 @@ def test_what_the_kernel_announces_of_a_process() -> None:
     assert [process.exit_code for process in machine.kernel.ended] == [0, 5]
 
 
+@pytest.mark.shows("G6")
 def test_a_fault_in_the_kernels_window_is_a_panic() -> None:
     async def main() -> None:
         await mmap(ARENA, 1)

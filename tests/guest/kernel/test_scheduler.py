@@ -17,6 +17,7 @@ from tests.guest.scripts import ARENA, mmap, saw, script
 FLAG, COUNT, BARRIER = ARENA, ARENA + 8, ARENA + 16
 
 
+@pytest.mark.shows("G5")
 def test_a_program_that_spins_is_preempted_for_the_one_it_waits_for() -> None:
     async def main() -> None:
         await mmap(ARENA, 1)
@@ -32,6 +33,7 @@ def test_a_program_that_spins_is_preempted_for_the_one_it_waits_for() -> None:
     assert [mark.args for mark in machine.marks if mark.what == "saw"] == [(1,)]
 
 
+@pytest.mark.shows("G5")
 def test_waiting_threads_move_to_whichever_cpu_is_idle() -> None:
     async def main() -> None:
         await mmap(ARENA, 1)
@@ -54,6 +56,7 @@ def test_waiting_threads_move_to_whichever_cpu_is_idle() -> None:
         assert len(busy) == n_vcpus
 
 
+@pytest.mark.shows("G5")
 @pytest.mark.parametrize("spec", FORMATS.values(), ids=list(FORMATS))
 def test_no_wake_up_is_lost_at_a_barrier(spec: FormatSpec) -> None:
     n_threads, n_rounds = 4, 12
@@ -86,6 +89,7 @@ def test_no_wake_up_is_lost_at_a_barrier(spec: FormatSpec) -> None:
         assert not [mark for mark in machine.marks if mark.what == "saw"]
 
 
+@pytest.mark.shows("G5")
 def test_an_idle_machine_arms_no_timer_and_comes_to_rest() -> None:
     async def main() -> None:
         await Syscall("wait", (-1,))

@@ -14,6 +14,7 @@ from tests.guest.flat_driver import FlatMachine
 from tests.guest.scripts import ARENA, PAGE, RO, mmap, saw, script
 
 
+@pytest.mark.shows("G4")
 @pytest.mark.parametrize("spec", FORMATS.values(), ids=list(FORMATS))
 @pytest.mark.parametrize("n_vcpus", [1, 2, 4, 8, 16])
 def test_no_tlb_holds_anything_revoked_once_a_call_has_returned(
@@ -34,6 +35,7 @@ def test_no_tlb_holds_anything_revoked_once_a_call_has_returned(
         assert (machine.kernel.shootdown.n_requests > 0) == (n_vcpus > 1)
 
 
+@pytest.mark.shows("G8")
 @pytest.mark.parametrize("bug", sorted(GUEST_BUGS))
 def test_each_bug_a_kernel_can_have_leaves_something_stale(bug: str) -> None:
     machine = FlatMachine(
@@ -56,6 +58,7 @@ def test_an_unknown_bug_is_refused() -> None:
         FlatMachine(IA32, [script()], options=options)
 
 
+@pytest.mark.shows("G4")
 @pytest.mark.parametrize(("n_pages", "flushes"), [(32, (32, 0)), (33, (0, 1))])
 def test_long_ranges_are_flushed_by_a_cr3_load(n_pages: int, flushes: tuple[int, int]) -> None:
     async def main() -> None:
@@ -76,6 +79,7 @@ def test_long_ranges_are_flushed_by_a_cr3_load(n_pages: int, flushes: tuple[int,
     assert (used["Invlpg"], used["LoadControl"]) == flushes
 
 
+@pytest.mark.shows("G4")
 def test_cpus_that_do_not_have_the_memory_loaded_are_not_asked() -> None:
     async def main() -> None:
         await Syscall("fork", (1,))
@@ -95,6 +99,7 @@ def test_cpus_that_do_not_have_the_memory_loaded_are_not_asked() -> None:
     assert (sent, machine.stale) == ([], [])
 
 
+@pytest.mark.shows("G5")
 def test_idle_cpus_have_the_kernels_own_root_loaded() -> None:
     async def main() -> None:
         await Syscall("fork", (1,))
