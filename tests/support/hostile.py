@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -51,13 +50,13 @@ def spoilt(draw: st.DrawFn, whole: bytes) -> bytes:
 def places(document: Any) -> list[tuple[Any, ...]]:
     """Return the paths of all values in a document of lists and tables, the root's first."""
     found: list[tuple[Any, ...]] = [()]
-    inside: Iterable[tuple[Any, Any]] = ()
+    keys: list[Any] = []
     if isinstance(document, dict):
-        inside = document.items()
+        keys = list(document)
     elif isinstance(document, list):
-        inside = enumerate(document)
-    for key, value in inside:
-        found += [(key, *path) for path in places(value)]
+        keys = list(range(len(document)))
+    for key in keys:
+        found += [(key, *path) for path in places(document[key])]
     return found
 
 
