@@ -2,7 +2,8 @@
 
 Reading order of this package: layout, frames, areas, tables (what there is); words, shootdown,
 scheduler (how CPUs agree); large_pages; swap, disk, paging (what goes to the disk and comes back);
-faults, memory_calls, process_calls, thread_calls (what is done); this file (the doors).
+faults, memory_calls, advice_calls, process_calls, thread_calls (what is done); this file (the
+doors).
 
 The contract with whoever drives the VCPUs:
 

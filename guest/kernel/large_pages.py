@@ -19,7 +19,7 @@ A large page holds a reference to each of its frames. So a part of it can be sha
 soon as it is split, and a split is only a change of tables. It cannot fail: the frame for its table
 was promised when the page was made.
 
-Source: SDM vol. 3, 4.10.2.3, for the way through P=0; 4.10.4.1 for INVLPG.
+Source: SDM vol. 3, 4.10.4.2 for the way through P=0, 4.10.4.1 for what INVLPG drops.
 """
 
 from __future__ import annotations

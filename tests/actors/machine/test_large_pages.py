@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from machines import run_machine, workload_of
+from machines import run_machine, scheme_with, workload_of
 from small_programs import SmallProgram, map_pages
 
 from penumbra.actors.machine.machine import Machine
@@ -165,3 +165,44 @@ def test_no_piece_of_a_large_page_outlives_the_one_that_takes_its_place(paging: 
         assert pages_of(machine) == (3, 0, 0, 0)
         left.add(tuple(left_by(summary)))
     assert len(left) == 1
+
+
+def many_at_once() -> SmallProgram:
+    """Children that all have the same large pages, each by tables of its own, look at them."""
+    n_pages, n_children, turns = 3, 14, 3
+    span = n_pages * 512
+
+    async def main() -> None:
+        await map_pages(ARENA_AT, span)
+        await Syscall("madvise", (ARENA_AT, span * PAGE_BYTES, 14))
+        for page in range(0, span, 128):
+            await Store(ARENA_AT + page * PAGE_BYTES, WORD, page + 1)
+        for _ in range(n_children):
+            await Syscall("fork", (1,))
+        for _ in range(n_children):
+            await Syscall("wait", (-1,))
+
+    async def child() -> None:
+        for turn in range(turns):
+            for page in range(0, span, 128):
+                await expect(ARENA_AT + page * PAGE_BYTES, page + 1)
+            await Syscall("yield")
+            if turn == 1:  # splits one of them, for this process alone
+                await Store(ARENA_AT + 512 * PAGE_BYTES, WORD, 513)
+
+    return SmallProgram("many", (main, child), peak_pages=2 * span)
+
+
+@pytest.mark.shows("G7", "V4")
+@pytest.mark.parametrize("scheme", ["shootdown", "patch"])
+def test_pieces_of_large_pages_that_had_to_go_from_the_shadow_come_back_right(scheme: str) -> None:
+    few = scheme_with(scheme, shadow_pages=64)
+    machine, summary, verdict = run_machine(workload_of(many_at_once()), few, vcpus=1)
+    assert verdict is not None
+    assert verdict.coherent, verdict.explain()
+    assert (summary["ended"], summary["marks"]) == ("finished", [])
+    assert pages_of(machine) == (3, 0, 0, 14)
+    _, roomy, _ = run_machine(workload_of(many_at_once()), scheme, vcpus=1)
+    faults = summary["counters"]["hidden_fault"], roomy["counters"]["hidden_fault"]
+    assert faults[0] > faults[1]  # that there were too few shadow pages shows
+    assert left_by(summary) == left_by(roomy)

@@ -70,7 +70,7 @@ class Sizes:
     def _entry(self) -> int:
         machine, width = self._machine, self._machine.spec.entry_bytes
         process = machine.kernel.processes.processes[1]
-        table = process.space.root.gfn << 12
+        table, entry = process.space.root.gfn << 12, 0
         for level in reversed(machine.spec.levels[1:]):
             gpa = table + level.index(ARENA) * width
             entry = machine.read(gpa, width)
