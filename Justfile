@@ -76,6 +76,10 @@ buffer-pool *args: setup-demo
 swap-thrash *args: setup-demo
     @{{ penumbra }} compare examples/swap_thrash.toml "$@"
 
+# Compare schemes on threads whose large pages are made and split while they write to them.
+page-splitting *args: setup-demo
+    @{{ penumbra }} compare examples/page_splitting.toml "$@"
+
 # Run the examples of derived data and a machine inside a Starlette (asyncio) and a trio application.
 embed-examples: setup-dev
     {{ python }} examples/embed_starlette.py

@@ -44,6 +44,7 @@ class Area:
         shared: Whether stores reach the object (and so the other processes that map it).
         file_id: The object behind it.
         offset: Page of the object behind page `first`.
+        huge: Whether a first use may map a whole large page.
     """
 
     first: int
@@ -52,6 +53,7 @@ class Area:
     shared: bool
     file_id: int
     offset: int
+    huge: bool = False
 
     def object_page(self, vpn: int) -> int:
         return self.offset + vpn - self.first
@@ -67,10 +69,13 @@ class Area:
 
     def continues(self, other: Area) -> bool:
         """Tell whether `other` is directly above and the two are one."""
-        same = (self.prot, self.shared, self.file_id) == (other.prot, other.shared, other.file_id)
-        if not same or self.stop != other.first:
+        if self.stop != other.first or self._kind != other._kind:
             return False
         return self.file_id == ANONYMOUS or self.object_page(self.stop) == other.offset
+
+    @property
+    def _kind(self) -> tuple[int, bool, int, bool]:
+        return self.prot, self.shared, self.file_id, self.huge
 
 
 class AreaMap:

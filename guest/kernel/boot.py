@@ -17,6 +17,7 @@ from penumbra.hw.formats import (
     CR0_WP,
     CR4_PAE,
     CR4_PGE,
+    CR4_PSE,
     EFER_NXE,
     NX,
     PAGE_BYTES,
@@ -62,11 +63,11 @@ class BootState:
 
 
 def control_registers(spec: FormatSpec) -> tuple[int, int, int]:
-    """Return CR0, CR4 and EFER: paging with WP, global pages, NX where the format has it."""
+    """Return CR0, CR4 and EFER: paging with WP, global and large pages, NX where there is one."""
     cr0 = CR0_PE | CR0_PG | CR0_WP
     if spec.has_nx:
         return cr0, CR4_PAE | CR4_PGE, EFER_NXE | EFER_LME | EFER_LMA
-    return cr0, CR4_PGE, 0
+    return cr0, CR4_PGE | (CR4_PSE if spec.large_needs_pse else 0), 0
 
 
 class KernelWindow:

@@ -9,6 +9,7 @@ GUEST_BUGS = {
     "short-range": "the last page of every flushed range is left out, a single page included",
     "early-acknowledge": "a CPU acknowledges a shootdown before it has flushed",
     "reuse-before-flush": "unmapped frames are given away before the flush",
+    "promote-without-flush": "a large page takes the place of small ones that no CPU has flushed",
 }
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from penumbra.guest.kernel.areas import ANONYMOUS, PROT_EXEC, PROT_WRITE, Area, page_word
 from penumbra.guest.kernel.frames import Frames, OutOfFrames
+from penumbra.guest.kernel.large_pages import LargePages
 from penumbra.guest.kernel.page_cache import PageCache
 from penumbra.guest.kernel.paging import Paging
 from penumbra.guest.kernel.process import Thread
@@ -50,7 +51,9 @@ class Faults:
         shootdown: Shootdown,
         paging: Paging,
         swap: SwapSpace,
+        large: LargePages,
     ) -> None:
+        self._large = large
         self._tables = tables
         self._frames = frames
         self._cache = cache
@@ -137,8 +140,10 @@ class Faults:
         denied = _denied(area, error)
         if denied:
             return f"segmentation fault: {denied} {gva:#x}"
-        slot = self._tables.find(space, vpn) or await self._tables.make(space, vpn)
         write = bool(error & PF_W)
+        if await self._large.resolve(thread, space, area, vpn, write):
+            return ""
+        slot = self._tables.find(space, vpn) or await self._tables.make(space, vpn)
         if slot.position in slot.table.live:
             old = await self._tables.load(slot)
             number = self._swap.slot_of(old)

@@ -48,6 +48,32 @@ class Frames:
         self._refs[gfn - self.first_gfn] = 1
         return gfn
 
+    def take_run(self, n: int) -> int:
+        """Return the first of `n` adjacent free frames, aligned to `n`, with one reference each.
+
+        From the top: single frames are handed out from the bottom, so runs stay whole longest.
+
+        Raises:
+            OutOfFrames: There is no such run, and nothing could be reclaimed that makes one.
+        """
+        first = self._find_run(n)
+        if first is None and self.reclaim():
+            first = self._find_run(n)
+        if first is None:
+            raise OutOfFrames(f"out of memory: no {n} adjacent frames")
+        self._free = [gfn for gfn in self._free if not first <= gfn < first + n]
+        start = first - self.first_gfn
+        self._refs[start : start + n] = [1] * n
+        return first
+
+    def _find_run(self, n: int) -> int | None:
+        end = self.first_gfn + self.n_frames
+        for first in range(end // n * n - n, self.first_gfn - 1, -n):
+            start = first - self.first_gfn
+            if not any(self._refs[start : start + n]):
+                return first
+        return None
+
     def share(self, gfn: int) -> None:
         """Add a reference to a taken frame."""
         self._refs[self._taken(gfn)] += 1
@@ -88,13 +114,17 @@ class TablePool:
     Every frame handed out is full of zeros: RAM is at power-on, and whoever gives a frame back has
     cleared it entry by entry, as unmapping does.
 
-    Invariant: free frames are distinct and inside the pool.
+    A promised frame is one that somebody may need where he cannot fail: to split a large page. It
+    may be any frame, so none is set aside; only the last ones are kept from everybody else.
+
+    Invariant: free frames are distinct and inside the pool, and no fewer than the promised.
     """
 
     def __init__(self, first_gfn: int, n_frames: int) -> None:
         self.first_gfn = first_gfn
         self.n_frames = n_frames
         self._free = list(range(first_gfn + n_frames - 1, first_gfn - 1, -1))
+        self.n_promised = 0
 
     @property
     def n_free(self) -> int:
@@ -104,11 +134,31 @@ class TablePool:
         """Return a zeroed frame.
 
         Raises:
-            OutOfMemory: The pool is exhausted.
+            OutOfMemory: The pool is exhausted, but for the promised frames.
         """
-        if not self._free:
+        if len(self._free) <= self.n_promised:
             raise OutOfMemory("out of page-table memory")
         return self._free.pop()
+
+    def promise(self) -> None:
+        """Keep one frame for a `take_promised` that cannot fail.
+
+        Raises:
+            OutOfMemory: There is none left to promise.
+        """
+        if len(self._free) <= self.n_promised:
+            raise OutOfMemory("out of page-table memory")
+        self.n_promised += 1
+
+    def take_promised(self) -> int:
+        """Return the zeroed frame that a promise was for."""
+        self.forget_promise()
+        return self._free.pop()
+
+    def forget_promise(self) -> None:
+        """A promised frame is not needed any more."""
+        assert self.n_promised > 0
+        self.n_promised -= 1
 
     def drop(self, gfn: int) -> None:
         """Take back a frame that is full of zeros and that no CPU can still walk."""
@@ -117,3 +167,4 @@ class TablePool:
 
     def check(self) -> None:
         assert len(set(self._free)) == len(self._free) <= self.n_frames
+        assert 0 <= self.n_promised <= len(self._free)

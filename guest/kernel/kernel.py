@@ -1,8 +1,9 @@
 """The guest kernel: what the machine calls when a VCPU traps.
 
 Reading order of this package: layout, frames, areas, tables (what there is); words, shootdown,
-scheduler (how CPUs agree); swap, disk, paging (what goes to the disk and comes back); faults,
-memory_calls, process_calls, thread_calls (what is done); this file (the doors).
+scheduler (how CPUs agree); large_pages; swap, disk, paging (what goes to the disk and comes back);
+faults, memory_calls, advice_calls, process_calls, thread_calls (what is done); this file (the
+doors).
 
 The contract with whoever drives the VCPUs:
 
@@ -26,6 +27,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from penumbra.guest.kernel.advice_calls import AdviceCalls
 from penumbra.guest.kernel.areas import Area
 from penumbra.guest.kernel.boot import (
     BootMemory,
@@ -39,6 +41,7 @@ from penumbra.guest.kernel.disk import DiskDriver
 from penumbra.guest.kernel.faults import Faults
 from penumbra.guest.kernel.file_calls import FileCalls
 from penumbra.guest.kernel.frames import Frames, OutOfMemory, TablePool
+from penumbra.guest.kernel.large_pages import LargePages
 from penumbra.guest.kernel.layout import MAX_VCPUS, Layout
 from penumbra.guest.kernel.memory_calls import MemoryCalls
 from penumbra.guest.kernel.page_cache import PageCache
@@ -129,9 +132,12 @@ class Kernel:
         self.frames.reclaim = self.cache.reclaim
         slots = Slots(spec, layout, self._window.slots_table_gva)
         self.swap = SwapSpace(spec, options.swap_pages)
+        self.large = LargePages(
+            self.tables, self.frames, self.pool, slots, self.shootdown, self.swap, options.bugs
+        )
         memory = MemoryCalls(
             self.tables, layout, self.frames, self.pool, self.cache, self.shootdown, options.bugs,
-            self.swap,
+            self.swap, self.large,
         )  # fmt: skip
         self.threads: dict[int, Thread] = {}
         self.scheduler = Scheduler(n_vcpus, root_gpa, options.timer_period, self._reap)
@@ -139,20 +145,23 @@ class Kernel:
         self.disk = DiskDriver(self.scheduler)
         self.paging = Paging(
             self.tables, self.frames, self.cache, self.shootdown, words, self.swap, self.disk,
-            self.scheduler, self._spaces,
+            self.scheduler, self._spaces, self.large,
         )  # fmt: skip
         self.faults = Faults(
-            self.tables, self.frames, self.cache, slots, self.shootdown, self.paging, self.swap
-        )
+            self.tables, self.frames, self.cache, slots, self.shootdown, self.paging, self.swap,
+            self.large,
+        )  # fmt: skip
         for cpu in self.scheduler.cpus:
             self._add_idle_thread(cpu)
         self.processes = ProcessCalls(
             self.tables, self.frames, words, memory, self.shootdown, self.scheduler, self.threads,
-            self.paging, self.swap,
+            self.paging, self.swap, self.large,
         )  # fmt: skip
         self._thread_calls = ThreadCalls(self.processes, self.scheduler, words, self.paging)
         self._file_calls = FileCalls(memory, self.faults, self.pool, layout)
         self._calls = _call_table(memory, self.processes, self._thread_calls, self._file_calls)
+        advice = AdviceCalls(memory, self.large, self.shootdown)
+        self._calls["madvise"] = (advice.madvise, 3, 3)
 
     @property
     def n_frames(self) -> int:
@@ -226,6 +235,7 @@ class Kernel:
         self.scheduler.check()
         for process in self.processes.processes.values():
             process.space.areas.check()
+        self.large.check(space for _, space in self._spaces())
         for thread in self.threads.values():
             thread.check()
 

@@ -7,6 +7,7 @@ Linux does.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from penumbra.guest.kernel.areas import (
@@ -21,6 +22,7 @@ from penumbra.guest.kernel.areas import (
     AreaMap,
 )
 from penumbra.guest.kernel.frames import Frames, OutOfMemory, TablePool
+from penumbra.guest.kernel.large_pages import LargePages
 from penumbra.guest.kernel.layout import Layout
 from penumbra.guest.kernel.page_cache import PageCache
 from penumbra.guest.kernel.process import Cpu, Thread
@@ -62,7 +64,9 @@ class MemoryCalls:
         shootdown: Shootdown,
         bugs: frozenset[str],
         swap: SwapSpace,
+        large: LargePages,
     ) -> None:
+        self._large = large
         self._swap = swap
         self._tables = tables
         self._layout = layout
@@ -132,6 +136,8 @@ class MemoryCalls:
         space = _space(thread)
         await acquire(space.lock)
         lowered: list[int] = []
+        split = self._large.split_edges if prot & 7 else self._large.split_all
+        await split(thread.cpu, space, first, first + n_pages)
         await self._shootdown.stop_others(thread.cpu)
         for area in space.areas.remove(first, first + n_pages):
             new_area = replace(area, prot=prot & 7)
@@ -209,20 +215,23 @@ class MemoryCalls:
         away are the caller's, for all that was gathered there.
         """
         stop = first + n_pages
+        await self._large.split_edges(cpu, space, first, stop)
         areas = space.areas.remove(first, stop)
         width = self._tables.entry_bytes
-        vpns, gfns = [], []
+        vpns: list[int] = []
+        gfns: list[int] = []
         await self._shootdown.stop_others(cpu)
         for slot in self._tables.live(space, first, stop):
             slot.table.live.discard(slot.position)
+            self._large.removed(space, slot)
             entry: int = await Exchange(slot.gva, width, 0)
             number = self._swap.slot_of(entry)
             if number is not None:
                 self._swap.drop(number)
                 continue
-            gfns.append(self._tables.frame(entry))
+            gfns += self._tables.frames(slot, entry)
             if entry & P:
-                vpns.append(slot.vpn)
+                vpns += (slot.vpn, slot.last)
         if "reuse-before-flush" in self._bugs:
             self._drop_frames(gfns)
         unlinked = await self._tables.unlink_empty(space, first, stop)
@@ -257,18 +266,21 @@ class MemoryCalls:
         space.underlay = AreaMap()
         for slot in self._tables.live(space, 0, 1 << 52):
             slot.table.live.discard(slot.position)
+            self._large.removed(space, slot)
             entry: int = await Exchange(slot.gva, width, 0)
             number = self._swap.slot_of(entry)
             if number is not None:
                 self._swap.drop(number)
-            else:
-                self._frames.drop(self._tables.frame(entry))
+                continue
+            self._drop_frames(self._tables.frames(slot, entry))
         self._drop_tables(await self._tables.unlink_empty(space, 0, 1 << 52))
         for area in areas:
             self._cache.forget_object(area.file_id)
 
     async def _protect(self, area: Area, slot: Slot) -> bool:
         """Give one entry its area's rights; tell whether some CPU may have cached more."""
+        if slot.n_pages > 1:
+            return await self._large.protect(area, slot)
         old = await self._tables.load(slot)
         if self._swap.slot_of(old) is not None:
             return False  # it gets its area's rights when it is brought in
@@ -303,6 +315,7 @@ class MemoryCalls:
         n_kept = min(n_old, n_new)
         if new != old:
             await self.unmap(cpu, space, new, n_new)
+            await self._large.split_all(cpu, space, old, old + n_kept)
             for slot in self._tables.live(space, old, old + n_kept):
                 await self._tables.make(space, slot.vpn - old + new)
             await self._move(cpu, space, old, n_kept, new, keep=bool(flags & _MREMAP_DONTUNMAP))
@@ -371,7 +384,7 @@ class MemoryCalls:
         await self._shootdown.flush(cpu, space, vpns[0], n_pages)
         await self._shootdown.flush_late(cpu, space, vpns[0], n_pages)
 
-    def _drop_frames(self, gfns: list[int]) -> None:
+    def _drop_frames(self, gfns: Iterable[int]) -> None:
         for gfn in gfns:
             self._frames.drop(gfn)
 

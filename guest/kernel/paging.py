@@ -15,6 +15,8 @@ Whoever faults on a page that is being written or read sleeps until the slot is 
 sleeps with a lock held, so frames are made free before a fault takes its lock, and a fault that
 finds none left after all gives the lock back and begins again.
 
+A large page that has not been used is split, and its pages go one by one.
+
 A frame shared copy-on-write goes from one entry at a time. While it is being written that entry's
 reference is the transfer's, so whoever writes through another entry copies it first.
 
@@ -30,6 +32,7 @@ from dataclasses import dataclass, field
 
 from penumbra.guest.kernel.disk import DiskDriver, Move
 from penumbra.guest.kernel.frames import Frames, OutOfFrames
+from penumbra.guest.kernel.large_pages import LargePages
 from penumbra.guest.kernel.page_cache import PageCache
 from penumbra.guest.kernel.process import State, Thread
 from penumbra.guest.kernel.scheduler import Scheduler
@@ -77,7 +80,9 @@ class Paging:
         driver: DiskDriver,
         scheduler: Scheduler,
         spaces: Callable[[], list[tuple[int, AddressSpace]]],
+        large: LargePages,
     ) -> None:
+        self._large = large
         self._tables = tables
         self._frames = frames
         self._cache = cache
@@ -186,6 +191,10 @@ class Paging:
             if entry & A:
                 await self._tables.change(slot, entry, entry & ~A)
                 changed.append(slot.vpn)
+            elif slot.n_pages > 1:
+                await self._large.split(thread.cpu, space, slot)
+                after = slot.vpn
+                break
             elif await self._unmap(space, slot, self._tables.frame(entry), batch):
                 changed.append(slot.vpn)
         if changed:

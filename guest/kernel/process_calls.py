@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from penumbra.guest.kernel.areas import Area, image_object
 from penumbra.guest.kernel.frames import Frames, OutOfMemory
+from penumbra.guest.kernel.large_pages import LargePages
 from penumbra.guest.kernel.memory_calls import MemoryCalls
 from penumbra.guest.kernel.paging import Paging
 from penumbra.guest.kernel.process import Process, State, Thread
@@ -49,7 +50,9 @@ class ProcessCalls:
         threads: dict[int, Thread],
         paging: Paging,
         swap: SwapSpace,
+        large: LargePages,
     ) -> None:
+        self._large = large
         self._paging = paging
         self._swap = swap
         self._tables = tables
@@ -188,6 +191,9 @@ class ProcessCalls:
     ) -> None:
         tables = self._tables
         for slot in tables.live(old, area.first, area.stop):
+            if slot.n_pages > 1:
+                await self._large.share(new, slot, lowered)
+                continue
             target = await tables.make(new, slot.vpn)
             entry = await tables.load(slot)
             if entry & P and entry & W:

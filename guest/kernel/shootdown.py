@@ -17,8 +17,9 @@ batched   a call that unmaps many ranges flushes once for all of them, in one ro
           frames and tables away only after that; else one round for each range
 lazy      unmapping asks nobody: each CPU flushes at its own next CR3 load or timer tick, and only
           when all have are the frames given away. Until then the pages may not be mapped anew;
-          whoever wants to, or finds memory short, flushes eagerly first. Taking rights away, moving
-          and sharing are eager: there the old mapping must not be used when the call returns
+          whoever wants to, or finds memory short, flushes eagerly first. Taking rights away,
+          moving, sharing and changing the size of pages are eager: there the old mapping must not
+          be used when the call returns
 
 INVLPG of any address also drops the paging-structure caches, and so does a CR3 load: after a flush
 no CPU can still walk a table that was unlinked before it.

@@ -5,6 +5,9 @@ kernels keep it beside the page's descriptor); what an entry *is* stands in gues
 is changed there by ordinary stores. Hardware sets A and D in present entries meanwhile, so an entry
 that was present is only ever changed by a locked operation.
 
+A large page's entry stands where else an entry points to a leaf table (level 1, bit PS), and its
+index is `live` there. It is one entry of many frames, each with a reference of its own.
+
 An entry with P=0 that is not zero still owns its frame: PROT_NONE keeps the frame under SOFT_NONE.
 """
 
@@ -45,7 +48,8 @@ class AddressSpace:
         per VCPU on which the root may be loaded; set before a load, cleared after the next. users:
         Threads that run in it. underlay: What is there wherever no area is: a recorded program's
         initial image. Read-only. heap_end: The break, a byte address; 0 while the program has none.
-        gone: It is empty and its lock and root are about to be given back.
+        gone: It is empty and its lock and root are about to be given back. large: The large pages,
+        by the address bits above those inside them, as `levels[0]` has the leaf tables.
     """
 
     root: Table
@@ -57,6 +61,7 @@ class AddressSpace:
     users: int = 0
     heap_end: int = 0
     gone: bool = False
+    large: set[int] = field(default_factory=set)
 
     @property
     def root_gpa(self) -> int:
@@ -64,12 +69,18 @@ class AddressSpace:
 
 
 class Slot(NamedTuple):
-    """A leaf entry: its table, position in it, address, and the page it translates."""
+    """A leaf entry: its table, position in it, address, the first page it translates, how many."""
 
     table: Table
     position: int
     gva: int
     vpn: int
+    n_pages: int = 1
+
+    @property
+    def last(self) -> int:
+        """The last page it translates."""
+        return self.vpn + self.n_pages - 1
 
 
 class Tables:
@@ -90,10 +101,20 @@ class Tables:
         self._leaf_mask = spec.levels[0].n_entries - 1
         self._frame_mask = spec.frame_mask
         self._kernel_entries = kernel_entries
+        above = spec.levels[1]
+        # RISC-V's leaves are told by other bits than PS.
+        has_large = above.large and not spec.rwx
+        self.large_pages = 1 << (above.shift - PAGE_SHIFT) if has_large else 0
         self._spare_roots: list[Table] = []
 
     def take_table(self) -> Table:
-        gfn = self._pool.take()
+        return self._table(self._pool.take())
+
+    def take_promised_table(self) -> Table:
+        """Return the empty table for which a frame was promised."""
+        return self._table(self._pool.take_promised())
+
+    def _table(self, gfn: int) -> Table:
         return Table(gfn, self._layout.direct(gfn))
 
     async def new_root(self) -> Table:
@@ -132,6 +153,47 @@ class Tables:
             entry |= NX
         return entry
 
+    def frames(self, slot: Slot, entry: int) -> range:
+        """Return the frames that a slot's entry holds references to."""
+        gfn = self.frame(entry)
+        return range(gfn, gfn + slot.n_pages)
+
+    def find_large(self, space: AddressSpace, vpn: int) -> Slot | None:
+        """Return the entry of the large page that holds page `vpn`, if one does."""
+        key = vpn >> self._leaf_bits
+        return self.large_slot(space, key) if key in space.large else None
+
+    def large_slot(self, space: AddressSpace, key: int) -> Slot:
+        """Return the place of a large page's entry, the table it stands in being there."""
+        gva = key << self.spec.levels[1].shift
+        table = space.root
+        if self.spec.top > 1:
+            table = space.levels[1][self.key(1, gva)]
+        index = self.spec.levels[1].index(gva)
+        at = table.gva + index * self.entry_bytes
+        return Slot(table, index, at, gva >> PAGE_SHIFT, self.large_pages)
+
+    async def make_large(self, space: AddressSpace, key: int) -> Slot:
+        """Return the place of a large page's entry, linking the tables above it.
+
+        Raises:
+            OutOfMemory: The pool is exhausted; tables already linked stay, empty.
+        """
+        await self._link_down(space, key << self.spec.levels[1].shift, 1)
+        return self.large_slot(space, key)
+
+    def unlink_leaf_table(self, space: AddressSpace, key: int) -> Table:
+        """Forget a leaf table whose pointer has been cleared; return it."""
+        self.large_slot(space, key).table.live.discard(key & (self.spec.levels[1].n_entries - 1))
+        return space.levels[0].pop(key)
+
+    async def link_leaf_table(self, space: AddressSpace, key: int, table: Table) -> None:
+        """Link a leaf table, filled already, where nothing is."""
+        place = self.large_slot(space, key)
+        space.levels[0][key] = table
+        place.table.live.add(place.position)
+        await Store(place.gva, self.entry_bytes, table.gfn << PAGE_SHIFT | P | W | U | A)
+
     def find(self, space: AddressSpace, vpn: int) -> Slot | None:
         """Return the place of page `vpn`'s leaf entry if its table exists."""
         table = space.levels[0].get(vpn >> self._leaf_bits)
@@ -143,9 +205,13 @@ class Tables:
         Raises:
             OutOfMemory: The pool is exhausted; tables already linked stay, empty.
         """
-        gva = vpn << PAGE_SHIFT
+        assert vpn >> self._leaf_bits not in space.large, "a large page is in the table's place"
+        return self._slot(await self._link_down(space, vpn << PAGE_SHIFT, 0), vpn)
+
+    async def _link_down(self, space: AddressSpace, gva: int, lowest: int) -> Table:
+        """Return the table of level `lowest` that translates `gva`, linking what is missing."""
         parent = space.root
-        for level in range(self.spec.top - 1, -1, -1):
+        for level in range(self.spec.top - 1, lowest - 1, -1):
             key = self.key(level, gva)
             table = space.levels[level].get(key)
             if table is None:
@@ -156,16 +222,23 @@ class Tables:
                 entry = table.gfn << PAGE_SHIFT | P | W | U | A
                 await Store(parent.gva + index * self.entry_bytes, self.entry_bytes, entry)
             parent = table
-        return self._slot(parent, vpn)
+        return parent
 
     def live(self, space: AddressSpace, first: int, stop: int) -> list[Slot]:
-        """Return every leaf entry that is not zero in pages `first` .. `stop`, upwards."""
+        """Return every leaf entry that is not zero in pages `first` .. `stop`, upwards.
+
+        A large page counts by its first page.
+        """
         bits = self._leaf_bits
         lo, hi = first >> bits, (stop - 1) >> bits
         tables = space.levels[0]
-        keys = range(lo, hi + 1) if hi - lo < len(tables) else sorted(tables)
+        n_keys = len(tables) + len(space.large)
+        keys = range(lo, hi + 1) if hi - lo < n_keys else sorted([*tables, *space.large])
         slots = []
         for key in keys:
+            if key in space.large and first <= key << bits < stop:
+                slots.append(self.large_slot(space, key))
+                continue
             table = tables.get(key)
             if table is None or not lo <= key <= hi:
                 continue

@@ -7,6 +7,7 @@ a mark and with every process ended by itself is a right one.
 from penumbra.guest.workloads.buffer_pool import BufferPool as BufferPool
 from penumbra.guest.workloads.fork_storm import ForkStorm as ForkStorm
 from penumbra.guest.workloads.mmap_churn import MmapChurn as MmapChurn
+from penumbra.guest.workloads.page_splitting import PageSplitting as PageSplitting
 from penumbra.guest.workloads.process_switcher import ProcessSwitcher as ProcessSwitcher
 from penumbra.guest.workloads.registry import WORKLOADS as WORKLOADS
 from penumbra.guest.workloads.registry import make_workload as make_workload
@@ -18,6 +19,7 @@ __all__ = [
     "BufferPool",
     "ForkStorm",
     "MmapChurn",
+    "PageSplitting",
     "ProcessSwitcher",
     "ShootdownStress",
     "SwapThrash",

@@ -8,6 +8,7 @@ from penumbra.guest.programs.program import Program
 from penumbra.guest.workloads.buffer_pool import BufferPool
 from penumbra.guest.workloads.fork_storm import ForkStorm
 from penumbra.guest.workloads.mmap_churn import MmapChurn
+from penumbra.guest.workloads.page_splitting import PageSplitting
 from penumbra.guest.workloads.process_switcher import ProcessSwitcher
 from penumbra.guest.workloads.shootdown_stress import ShootdownStress
 from penumbra.guest.workloads.swap_thrash import SwapThrash
@@ -16,6 +17,7 @@ WORKLOADS: dict[str, tuple[str, Callable[..., Program]]] = {
     "buffer-pool": ("processes that share buffers over a larger store", BufferPool),
     "fork-storm": ("a tree of processes writing copy-on-write pages", ForkStorm),
     "mmap-churn": ("processes that map, protect, move and unmap all the time", MmapChurn),
+    "page-splitting": ("threads whose large pages are made and split meanwhile", PageSplitting),
     "process-switcher": ("many processes with many tables at one address", ProcessSwitcher),
     "shootdown-stress": ("threads that use what a sibling keeps remapping", ShootdownStress),
     "swap-thrash": ("processes whose pages fit in memory a few at a time", SwapThrash),

@@ -3,7 +3,8 @@
 It shares no code with the product's hardware. Two kinds of TLB, because a kernel must be right
 under both: none at all (`flat`: every access walks), and one that never forgets until it is told to
 (`sticky`: leaf entries and paging-structure entries are kept until INVLPG or a CR3 load; a rights
-miss walks again before it faults, a fault drops the entry).
+miss walks again before it faults, a fault drops the entry). A large page is one entry of the
+sticky TLB, and INVLPG of any of its addresses drops it.
 
 `audit` states the rule that shootdowns are for: whenever an address space's lock is free, no TLB of
 a VCPU that has it loaded holds a leaf entry that the tables do not back.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from penumbra.guest.kernel import (
@@ -33,7 +34,7 @@ from penumbra.hw.operations import Operation
 from penumbra.hw.streams import AccessStream
 
 PAGE = 4096
-_P, _W, _U, _A, _D, _G, _NX = 1, 2, 4, 0x20, 0x40, 0x100, 1 << 63
+_P, _W, _U, _A, _D, _PS, _G, _NX = 1, 2, 4, 0x20, 0x40, 0x80, 0x100, 1 << 63
 _FRAME = ((1 << 52) - 1) & ~0xFFF
 _RESERVED = 0xFFF << 40
 _Kind = TypeVar("_Kind")
@@ -56,6 +57,7 @@ class Translation:
     no_exec: bool
     dirty: bool
     is_global: bool
+    large: bool = False
 
     def allows(self, write: bool, user: bool, fetch: bool) -> bool:
         return (
@@ -81,6 +83,7 @@ class Vcpu:
     finished: list[int] = field(default_factory=list)  # tickets of transfers
     waiting: list[tuple[int, int]] = field(default_factory=list)  # (due, vector)
     tlb: dict[int, Translation] = field(default_factory=dict)
+    large: dict[int, Translation] = field(default_factory=dict)
     paging_structures: dict[int, tuple[int, int]] = field(default_factory=dict)
     operations: Counter[str] = field(default_factory=Counter)
 
@@ -166,6 +169,8 @@ class FlatMachine:
                 if set_bits and not entry & _A:
                     self.write(gpa, width, entry | _A)
                 rights = rights & entry & (_W | _U) | (rights | entry) & _NX
+                if entry & _PS and level is self.spec.levels[1]:
+                    return self._large_leaf(gpa, entry, gva, rights, write, set_bits=set_bits)
                 table = entry & _FRAME
             if self.sticky and set_bits:
                 vcpu.paging_structures[key] = (table, rights)
@@ -186,14 +191,50 @@ class FlatMachine:
             bool(entry & _G),
         )
 
+    def _large_leaf(
+        self, gpa: int, entry: int, gva: int, rights: int, write: bool, *, set_bits: bool
+    ) -> Translation:
+        dirty = bool(entry & _D) or (write and bool(rights & _W))
+        if set_bits:
+            self.write(gpa, self.spec.entry_bytes, entry | _A | (_D if dirty else 0))
+        inside = gva & ((1 << self.spec.levels[1].shift) - 1)
+        return Translation(
+            (entry & _FRAME) + inside >> 12,
+            bool(rights & _W),
+            bool(rights & _U),
+            bool(rights & _NX),
+            dirty,
+            bool(entry & _G),
+            True,
+        )
+
+    def _cached(self, vcpu: Vcpu, vpn: int) -> Translation | None:
+        key, inside = self._large_key(vpn)
+        large = vcpu.large.get(key)
+        return vcpu.tlb.get(vpn) or (large and replace(large, gfn=large.gfn + inside))
+
+    def _large_key(self, vpn: int) -> tuple[int, int]:
+        return divmod(vpn, 1 << (self.spec.levels[1].shift - 12))
+
+    def _keep(self, vcpu: Vcpu, vpn: int, fresh: Translation) -> None:
+        key, inside = self._large_key(vpn)
+        if fresh.large:
+            vcpu.large[key] = replace(fresh, gfn=fresh.gfn - inside)
+        else:
+            vcpu.tlb[vpn] = fresh
+
+    def _forget(self, vcpu: Vcpu, vpn: int) -> None:
+        vcpu.tlb.pop(vpn, None)
+        vcpu.large.pop(self._large_key(vpn)[0], None)
+
     def translate(self, vcpu: Vcpu, gva: int, write: bool, fetch: bool = False) -> int:
         vpn = gva >> 12
-        found = vcpu.tlb.get(vpn)
+        found = self._cached(vcpu, vpn)
         if found and found.allows(write, vcpu.user, fetch) and (found.dirty or not write):
             if found.user and not self.kernel.frames.references(found.gfn):
                 self.stale.append(f"VCPU {vcpu.vcpu_id} uses the freed frame of page {vpn:#x}")
             return found.gfn << 12 | gva & 0xFFF
-        vcpu.tlb.pop(vpn, None)
+        self._forget(vcpu, vpn)
         fresh = self.walk(vcpu, gva, set_bits=True, write=write)
         if fresh is None or not fresh.allows(write, vcpu.user, fetch):
             vcpu.paging_structures.pop(gva >> self.spec.levels[1].shift, None)
@@ -203,7 +244,7 @@ class FlatMachine:
             error = bool(fresh) | write << 1 | vcpu.user << 2 | (fetch and self.spec.has_nx) << 4
             raise PageFault(gva, error)
         if self.sticky:
-            vcpu.tlb[vpn] = fresh
+            self._keep(vcpu, vpn, fresh)
         return fresh.gfn << 12 | gva & 0xFFF
 
     def audit(self) -> None:
@@ -215,7 +256,9 @@ class FlatMachine:
             )  # fmt: skip
             if space is None or self._locked(space.lock):
                 continue
-            for vpn, cached in vcpu.tlb.items():
+            n = 1 << (self.spec.levels[1].shift - 12)
+            pages = [*vcpu.tlb.items(), *((key * n, one) for key, one in vcpu.large.items())]
+            for vpn, cached in pages:
                 now = self.walk(vcpu, vpn << 12, set_bits=False)
                 if not cached.user or (
                     now is not None
@@ -293,7 +336,7 @@ class FlatMachine:
         try:
             done = self._execute(vcpu, operation)
         except PageFault as fault:
-            vcpu.tlb.pop(fault.gva >> 12, None)
+            self._forget(vcpu, fault.gva >> 12)
             self.faults.append((fault.gva, fault.error))
             handler = self.kernel.page_fault(vcpu.vcpu_id, vcpu.thread_id, fault.gva, fault.error)
             self._trap(vcpu, handler, vcpu.operation)
@@ -372,11 +415,12 @@ class FlatMachine:
     def _execute_system(self, vcpu: Vcpu, operation: Operation) -> None:
         match operation:
             case op.Invlpg(gva):
-                vcpu.tlb.pop(gva >> 12, None)
+                self._forget(vcpu, gva >> 12)
                 vcpu.paging_structures.clear()
             case op.LoadControl(3, value):
                 vcpu.cr3 = value
                 vcpu.tlb = {vpn: t for vpn, t in vcpu.tlb.items() if t.is_global}
+                vcpu.large = {key: t for key, t in vcpu.large.items() if t.is_global}
                 vcpu.paging_structures.clear()
             case op.SetInterrupts(enabled):
                 vcpu.result = int(vcpu.interrupts)
@@ -454,6 +498,7 @@ class FlatMachine:
         cached = len(self.kernel.cache)
         assert self.kernel.frames.n_free + cached == self.kernel.frames.n_frames
         assert self.kernel.swap.n_used == 0
+        assert self.kernel.pool.n_promised == 0
 
 
 _PRIVILEGED = (

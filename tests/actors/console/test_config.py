@@ -109,8 +109,8 @@ def test_choosing_a_scheme_takes_the_files_own_of_that_name_else_the_listed_one(
             "[workload]\n",
             (
                 "x.toml: $.workload: needs a name "
-                "(buffer-pool, fork-storm, mmap-churn, process-switcher, shootdown-stress, "
-                "swap-thrash, pipeline, workers) or a trace"
+                "(buffer-pool, fork-storm, mmap-churn, page-splitting, process-switcher, "
+                "shootdown-stress, swap-thrash, pipeline, workers) or a trace"
             ),
         ),
         (
