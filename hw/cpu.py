@@ -130,18 +130,19 @@ class PhysicalCpu:
     # ---- registers and invalidation -------------------------------------------------------------
 
     def set_modes(
-        self, *, wp: bool, pse: bool, pge: bool, nxe: bool, pg: bool = True
+        self, *, wp: bool, pse: bool, pge: bool, nxe: bool, pg: bool = True, reload: bool = False
     ) -> GeneralProtection | None:
         """Set the mode bits the MMU evaluates at each use; flushes nothing.
 
         Where the format holds its top level in registers, a change of PG, PSE or PGE under paging
-        loads them again, and reserved bits there refuse the change.
+        loads them again, and reserved bits there refuse the change. `reload`: a bit has changed
+        that has no other effect here (CR0.CD, CR0.NW, CR4.PAE, CR4.SMEP) and loads them, too.
 
         Source: SDM vol. 3, 4.4.1.
         """
         reg = self.reg
         before = (reg[k.R_PG], reg[k.R_PSE], reg[k.R_PGE])
-        if pg and self.spec.root_registers and before != (pg, pse, pge):
+        if pg and self.spec.root_registers and (reload or before != (pg, pse, pge)):
             refused = self._load_top(reg[k.R_ROOT])
             if refused is not None:
                 return refused
@@ -211,10 +212,16 @@ class PhysicalCpu:
     def _tag(self) -> None:
         """Tag entries by root, and by CR4.PSE where it decides what an entry says.
 
-        Siblings with one TLB may use each other's entries only if they would walk alike.
+        Siblings with one TLB may use each other's entries only if they would walk alike. What a
+        walk from top-level registers finds depends on when they were loaded, so those siblings
+        share none: their tag holds the CPU, too. It begins below the field of other formats, where
+        a 32-bit address's page number never reaches.
         """
         reg = self.reg
-        tag = reg[k.R_ROOT] >> (5 if self.spec.root_registers else PAGE_SHIFT) & 0x7FFFFF
+        if self.spec.root_registers:
+            reg[k.R_TAG] = reg[k.R_ROOT] >> 5 << 32 | (self.cpu_id & 0xFF) << 24
+            return
+        tag = reg[k.R_ROOT] >> PAGE_SHIFT & 0x7FFFFF
         if self.spec.large_needs_pse and reg[k.R_PSE]:
             tag |= 1 << 22  # above any root of a format with 32-bit entries
         reg[k.R_TAG] = tag << k.TAG_SHIFT

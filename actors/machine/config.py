@@ -44,7 +44,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """
 
     vcpus: int = 4
-    paging: Literal["ia32", "x86-64"] = "x86-64"
+    paging: Literal["ia32", "pae", "x86-64"] = "x86-64"
     ram_mib: int = 0
     pool_mib: int = 0
     tlb_entries: int = 512

@@ -33,20 +33,23 @@ class CpuActor(Actor[CpuOrder, Ran]):
         if isinstance(message, Complete):
             done, at = cpu.complete(message.work, message.at, message.hpas)
             return Ran(done or BudgetSpent(at), self._step(message), at)
+        refused = None
         if isinstance(message, LoadRoot):
-            cpu.load_root(message.hpa)
+            refused = cpu.load_root(message.hpa)
         elif isinstance(message, Invalidate):
             if message.everything:
                 cpu.flush_all()
             for gva in message.gvas:
                 cpu.invlpg(gva)
         elif isinstance(message, SetModes):
-            cpu.set_modes(
-                wp=message.wp, pse=message.pse, pge=message.pge, nxe=message.nxe, pg=message.pg
-            )
-            if message.flush:
+            refused = cpu.set_modes(
+                wp=message.wp, pse=message.pse, pge=message.pge, nxe=message.nxe, pg=message.pg,
+                reload=message.reload,
+            )  # fmt: skip
+            reloaded = message.reload and cpu.spec.root_registers > 0
+            if refused is None and (message.flush or reloaded):
                 cpu.flush_all()
-        return _OK
+        return _OK if refused is None else Ran(refused, 0)
 
     def _step(self, message: Complete) -> int:
         """Progress of one emulated step: a run's references, or one."""

@@ -116,7 +116,10 @@ class LoadRoot(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
 
 
 class SetModes(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
-    """Mode bits of the hardware's control registers; `flush` drops everything cached."""
+    """Mode bits of the hardware's control registers; `flush` drops everything cached.
+
+    `reload`: a change that loads the top level's registers, where the format has them.
+    """
 
     wp: bool
     pse: bool
@@ -124,6 +127,7 @@ class SetModes(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
     nxe: bool
     pg: bool
     flush: bool = True
+    reload: bool = False
 
 
 class Invalidate(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
@@ -290,6 +294,12 @@ class Followed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=9):
     n_applied: int = 0
 
 
+class Refused(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
+    """The guest's own CPU refuses to load this register: a general-protection fault."""
+
+    reason: str
+
+
 ConsumerOrder: TypeAlias = (
     Repair
     | PageInvalidated
@@ -300,4 +310,6 @@ ConsumerOrder: TypeAlias = (
     | RevokeWrite
     | DropTable
 )
-ConsumerReply: TypeAlias = Repaired | StoreWanted | TruePageFault | TracesWanted | Followed
+ConsumerReply: TypeAlias = (
+    Repaired | StoreWanted | TruePageFault | TracesWanted | Followed | Refused
+)

@@ -8,6 +8,7 @@ from penumbra.actors.machine.coherence import Coherence
 from penumbra.actors.machine.observer import Observer
 from penumbra.actors.observe.events import EventKind
 from penumbra.hw import operations as o
+from penumbra.hw.exits import GeneralProtection
 from penumbra.hw.interrupts import InterruptController
 
 if TYPE_CHECKING:
@@ -31,15 +32,15 @@ class PrivilegedWork:
         self._board = board
         self._observer = observer
 
-    def do(self, work: o.Operation) -> int | None:
-        """Do one privileged operation and return its value."""
+    def do(self, work: o.Operation) -> int | GeneralProtection | None:
+        """Do one privileged operation and return its value, or why the CPU refuses it."""
         vcpu, coherence = self._vcpu, self._coherence
         if isinstance(work, o.Invlpg):
             self._event("invlpg", EventKind.INVLPG, work.gva)
             coherence.invlpg(work.gva)
             self._tell("INVLPG", work.gva)
         elif isinstance(work, o.LoadControl):
-            self._load_control(work)
+            return self._load_control(work)
         elif isinstance(work, o.LoadPhysical | o.StorePhysical | o.ExchangePhysical):
             return coherence.physical(work)
         elif isinstance(work, o.ReadControl):
@@ -79,14 +80,16 @@ class PrivilegedWork:
         if self._observer.taps is not None:
             self._observer.taps.event(self._vcpu.vcpu_id, what, value)
 
-    def _load_control(self, work: o.LoadControl) -> None:
+    def _load_control(self, work: o.LoadControl) -> GeneralProtection | None:
         if work.register == 3:
             self._event("cr3_load", EventKind.CR3_LOAD, 0, work.value)
-            self._coherence.load_root(work.value)
+            refused = self._coherence.load_root(work.value)
         else:
             self._event("mode_change", EventKind.MODE_CHANGE, work.register, work.value)
-            self._coherence.load_mode(work.register, work.value)
-        self._tell(f"CR{work.register}", work.value)
+            refused = self._coherence.load_mode(work.register, work.value)
+        if refused is None:
+            self._tell(f"CR{work.register}", work.value)
+        return refused
 
     def _read_control(self, register: int) -> int:
         registers = self._coherence.registers

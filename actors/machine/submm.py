@@ -27,6 +27,7 @@ from penumbra.actors.machine.messages import (
     ProducerOrder,
     ProducerReply,
     Ran,
+    Refused,
     Repair,
     Repaired,
     RevokeWrite,
@@ -48,6 +49,7 @@ from penumbra.actors.vmm.shadow import FLUSH_ALL
 from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.walk import GuestRegisters
 from penumbra.hw.cpu import PhysicalCpu
+from penumbra.hw.exits import GeneralProtection
 from penumbra.hw.formats import CR4_PGE, EFER_NXE, PAGE_BYTES, PAGE_SHIFT
 from penumbra.hw.operations import Fill, Physical
 from penumbra.hw.streams import WRITE
@@ -114,12 +116,17 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         root = self._submm.load_root(cr3)
         if isinstance(root, PlaceTraces):
             return TracesWanted(root.gfns)
+        if isinstance(root, GeneralProtection):
+            return Refused(root.reason)
         reply = self._followed()
         self._cpu.ask_nowait(LoadRoot(root))
         return reply
 
     def _load_mode(self, message: ModeLoaded) -> ConsumerReply:
-        if self._submm.load_mode(message.register, message.value):
+        flushes = self._submm.load_mode(message.register, message.value)
+        if isinstance(flushes, GeneralProtection):
+            return Refused(flushes.reason)
+        if flushes:
             self._cpu.ask_nowait(shadow_modes(self._submm.registers))
         return self._followed()
 
@@ -133,7 +140,12 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         return Followed(n)
 
     def _flush(self) -> None:
-        flushes = self._submm.space.take_flushes()
+        """Let the CPU drop what has changed in the shadow, and load what it holds in registers."""
+        space = self._submm.space
+        if space.take_reload():
+            assert space.root is not None
+            self._cpu.ask_nowait(LoadRoot(space.root.pfn << PAGE_SHIFT))
+        flushes = space.take_flushes()
         if not flushes:
             return
         if flushes == [FLUSH_ALL]:

@@ -256,7 +256,11 @@ class VcpuActor(Actor[Grant, Baton]):
         elif isinstance(stop, BudgetSpent):
             self._at = ran.at
         elif isinstance(stop, Privileged):
-            self._value, self._work = self._privileged.do(work), None
+            value = self._privileged.do(work)
+            if isinstance(value, GeneralProtection):
+                self._protection(value, work)
+            else:
+                self._value, self._work = value, None
         elif isinstance(stop, SystemCall):
             self._system_call(work)
         elif isinstance(stop, Spinning):
@@ -264,7 +268,10 @@ class VcpuActor(Actor[Grant, Baton]):
             self._board.spin(self.vcpu_id, stop.hpa)
         else:
             assert isinstance(stop, GeneralProtection)
-            self._enter(EnterProtection(self.vcpu_id, stop.reason, work, self.interrupts_enabled))
+            self._protection(stop, work)
+
+    def _protection(self, stop: GeneralProtection, work: o.Operation) -> None:
+        self._enter(EnterProtection(self.vcpu_id, stop.reason, work, self.interrupts_enabled))
 
     def _page_fault(self, fault: PageFault, work: o.Operation) -> None:
         answer = self._coherence.page_fault(fault, work, self._user)

@@ -24,17 +24,25 @@ from penumbra.hw.formats import (
 from penumbra.hw.streams import WRITE
 
 _ALL_RIGHTS = m.E_W | m.E_U | m.E_X
+# Stands for the table whose entries the guest's CPU holds in registers.
+REGISTERS = -3
+_CR0_NW, _CR0_CD, _CR4_SMEP = 1 << 29, 1 << 30, 1 << 20
 
 
 @dataclass
 class GuestRegisters:
-    """Control registers as the guest believes they are."""
+    """Control registers as the guest believes they are.
+
+    Attributes:
+        top: Top-level entries, in formats whose CPUs hold them in registers.
+    """
 
     cr0: int = 0
     cr2: int = 0
     cr3: int = 0
     cr4: int = 0
     efer: int = 0
+    top: tuple[int, ...] = ()
 
     @property
     def paging(self) -> bool:
@@ -55,9 +63,24 @@ def registers_flush(registers: GuestRegisters, register: int, value: int) -> boo
     return bool(changed)
 
 
+def loads_top(registers: GuestRegisters, register: int, value: int) -> bool:
+    """Tell whether MOV to CR0 or CR4 loads the registers of the top level, if the format has them.
+
+    Source: SDM vol. 3, 4.4.1.
+    """
+    if register == 0:
+        changed = (registers.cr0 ^ value) & (CR0_PG | _CR0_NW | _CR0_CD)
+        return bool(changed and value & CR0_PG)
+    changed = (registers.cr4 ^ value) & (CR4_PSE | CR4_PAE | CR4_PGE | _CR4_SMEP)
+    return bool(changed and registers.paging)
+
+
 @dataclass(frozen=True)
 class Step:
-    """One entry a walk read: its level, guest-physical address and value."""
+    """One entry a walk read: its level, guest-physical address and value.
+
+    One read in a register lies in the table `REGISTERS`, at an address below 0.
+    """
 
     level: int
     gpa: int
@@ -96,6 +119,10 @@ class GuestWalker:
         reg[m.R_PGE] = at.cr4 & CR4_PGE
         reg[m.R_NXE] = at.efer & EFER_NXE
         root = at.cr3 & self._spec.frame_mask
+        if self._spec.root_registers:
+            root = REGISTERS << PAGE_SHIFT
+            for i, entry in enumerate(at.top):
+                reg[m.R_TOP + i] = entry - (1 << 64) if entry >> 63 else entry
         signed = gva - (1 << 64) if gva >> 63 else gva
         top = self._spec.top
         return bool(self._resolve(*self._args, signed, kind, int(user), top, root, _ALL_RIGHTS))
@@ -131,7 +158,7 @@ class GuestWalker:
         """
         done = []
         for step in steps:
-            want = step.entry | A
+            want = step.entry | A if step.gpa >= 0 else step.entry
             if step is steps[-1] and kind == WRITE:
                 want |= D
             if want != step.entry:
