@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from machines import WORKLOADS, run_machine, scheme_with, workload_of
 from small_programs import SmallProgram, map_pages
 
 from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.machine import Machine
-from penumbra.actors.machine.run import build_machine
+from penumbra.actors.machine.run import ConfigurationError, build_machine, plan_layout
 from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.guest.kernel.process import Thread
 from penumbra.guest.workloads.verify import ARENA_AT, SHARED_AT, WORD, expect
@@ -276,3 +278,18 @@ def test_an_entry_cleared_in_memory_serves_until_the_load_and_then_faults_for_ev
     # The kernel finds its tables whole, so it knows of no reason and the program tries again.
     assert ended == "max_progress 10000 reached by VCPU 0"
     assert seen == [7]
+
+
+@pytest.mark.shows("H3")
+def test_a_64_bit_recording_is_refused_on_pae_and_a_32_bit_one_may_have_either() -> None:
+    small = WORKLOADS["mmap-churn"]
+    for bits, paging, text in (
+        (64, "pae", "is a 64-bit program: it needs 'x86-64'"),
+        (32, "x86-64", "is a 32-bit program: it needs 'ia32' or 'pae'"),
+    ):
+        machine = msgspec.convert({"paging": paging}, MachineConfig)
+        with pytest.raises(ConfigurationError, match=text) as caught:
+            plan_layout(machine, replace(small, bits=bits))
+        assert "\n" not in str(caught.value)
+    for paging in ("ia32", "pae"):
+        plan_layout(msgspec.convert({"paging": paging}, MachineConfig), replace(small, bits=32))
