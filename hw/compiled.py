@@ -95,7 +95,7 @@ def compile_all() -> None:
     """Compile each kernel of the formats that guests run on, by calling it on a tiny machine."""
     from penumbra.hw.cpu import warm_up
 
-    for name in ("ia32", "x86-64"):
+    for name in ("ia32", "pae", "x86-64"):
         warm_up(FORMATS[name])
 
 

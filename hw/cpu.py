@@ -224,10 +224,16 @@ class PhysicalCpu:
     def _tag(self) -> None:
         """Tag entries by root, and by CR4.PSE where it decides what an entry says.
 
-        Siblings with one TLB may use each other's entries only if they would walk alike.
+        Siblings with one TLB may use each other's entries only if they would walk alike. What a
+        walk from top-level registers finds depends on when they were loaded, so those siblings
+        share none: their tag holds the CPU, too. It begins below the field of other formats, where
+        a 32-bit address's page number never reaches.
         """
         reg = self.reg
-        tag = reg[k.R_ROOT] >> (5 if self.spec.root_registers else PAGE_SHIFT) & 0x7FFFFF
+        if self.spec.root_registers:
+            reg[k.R_TAG] = reg[k.R_ROOT] >> 5 << 32 | (self.cpu_id & 0xFF) << 24
+            return
+        tag = reg[k.R_ROOT] >> PAGE_SHIFT & 0x7FFFFF
         if self.spec.large_needs_pse and reg[k.R_PSE]:
             tag |= 1 << 22  # above any root of a format with 32-bit entries
         reg[k.R_TAG] = tag << k.TAG_SHIFT

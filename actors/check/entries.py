@@ -11,6 +11,11 @@ from .windows import NEVER
 _LOADABLE = PRESENT | ACCESSED
 
 
+def may_be_loaded(value: int) -> bool:
+    """Tell whether hardware may cache an entry: those with P=0 or a clear A it never does."""
+    return value & _LOADABLE == _LOADABLE
+
+
 class Remembered(Protocol):
     """A memory of verdicts whose cells can be made unknown again."""
 
@@ -27,8 +32,8 @@ class Held(NamedTuple):
 
     @property
     def loadable(self) -> bool:
-        """Whether hardware may have cached it: entries with P=0 or a clear A never are."""
-        return self.value & _LOADABLE == _LOADABLE
+        """Whether hardware may have cached it."""
+        return may_be_loaded(self.value)
 
 
 class Table:

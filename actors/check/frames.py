@@ -18,7 +18,8 @@ _FRAME_BYTES = 1 << _FRAME_SHIFT
 class Frames:
     """RAM as one guest sees it: by guest frames, in entries.
 
-    A guest frame without a machine frame reads as ones, as an address without memory does.
+    A guest frame without a machine frame reads as ones, as an address without memory does. Numbers
+    below NO_FRAME stand for what registers were loaded with (`hold`): read, never stored to.
 
     Invariant: a machine frame's flag WATCHED is set exactly if a watched guest frame lies in it.
 
@@ -40,6 +41,9 @@ class Frames:
         self._pfns: dict[int, int] = {}
         self._guests: dict[int, list[int]] = {}
         self._watched: set[int] = set()
+        self._held: dict[int, tuple[int, ...]] = {}
+        self._numbers: dict[tuple[int, ...], int] = {}
+        self._n_held = 0
 
     @property
     def n_watched(self) -> int:
@@ -79,6 +83,29 @@ class Frames:
             self._set_flag(pfn)
         return before
 
+    def hold(self, gpa: int, n: int) -> int:
+        """Return the number that stands for the `n` entries at an address as they are now.
+
+        Equal entries have the same number, until it is released.
+        """
+        first = (gpa & (_FRAME_BYTES - 1)) // self._width
+        values = tuple(self.entry(gpa >> _FRAME_SHIFT, first + i) for i in range(n))
+        number = self._numbers.get(values)
+        if number is None:
+            self._n_held += 1
+            number = self._numbers[values] = NO_FRAME - self._n_held
+            self._held[number] = values
+        return number
+
+    @property
+    def held(self) -> Sequence[int]:
+        """Numbers that stand for entries in registers, oldest first."""
+        return tuple(self._held)
+
+    def release(self, number: int) -> None:
+        """Forget what a number of `hold` stands for."""
+        del self._numbers[self._held.pop(number)]
+
     def watch(self, gfn: int) -> None:
         """Ask to be told of stores to a guest frame, wherever it lies."""
         self._watched.add(gfn)
@@ -105,13 +132,16 @@ class Frames:
     def entry(self, gfn: int, index: int) -> int:
         """Return an entry of the table in a guest frame, as it is now."""
         pfn = self._pfns.get(gfn)
-        return self._all_ones if pfn is None else self._entries[pfn * self._per_frame + index]
+        if pfn is None:
+            return self._held[gfn][index] if gfn in self._held else self._all_ones
+        return self._entries[pfn * self._per_frame + index]
 
     def entries(self, gfn: int) -> npt.NDArray[np.unsignedinteger]:
         """Return all entries of the table in a guest frame: a view of RAM, only to be read."""
         pfn = self._pfns.get(gfn)
         if pfn is None:
-            return self._nothing
+            held = self._held.get(gfn)
+            return self._nothing if held is None else np.array(held, self._dtype)
         return np.frombuffer(self._bytes, self._dtype, self._per_frame, pfn * _FRAME_BYTES)
 
     def content(self, gfn: int) -> Sequence[int]:

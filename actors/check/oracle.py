@@ -22,7 +22,7 @@ import numpy.typing as npt
 from .frames import NO_FRAME, Frames
 from .judge import STALE, WRONG, Judge
 from .memory import Block, Memory, Notes, Stream, cells_of, n_references
-from .paging import FORMATS, kind_of, mode_of, write_protect
+from .paging import FORMATS, kind_of, loads_registers, mode_of, write_protect
 from .reports import Reporter
 from .tables import Tables
 from .verdicts import Verdict, Violation
@@ -38,7 +38,7 @@ class Oracle:
     Invariant: no cell of the memory answers what a walk of the present tables would not.
 
     Args:
-        format_name: `ia32` or `x86-64`.
+        format_name: `ia32`, `pae` or `x86-64`.
         ram: All machine RAM by host-physical address; only read.
         frame_flags: A byte per machine frame, in which the oracle sets bit 0 to be told of stores.
     """
@@ -136,7 +136,7 @@ class Oracle:
             self._write_mode_register(windows, what, value)
 
     def _enter_root(self, windows: Windows, value: int) -> None:
-        old, new = windows.root, self._form.table_gfn(value)
+        old, new = windows.root, self._tables.root_of(value)
         assert old is not None
         windows.load_root(
             self._tables.now,
@@ -152,12 +152,14 @@ class Oracle:
 
     def _write_mode_register(self, windows: Windows, what: str, value: int) -> None:
         if what == "CR0":
-            windows.cr0 = value
+            windows.cr0, changed = value, windows.cr0 ^ value
         elif what == "CR4":
-            windows.cr4 = value
+            windows.cr4, changed = value, windows.cr4 ^ value
         else:
             raise ValueError(f"no such coherency event: {what}")
-        if mode_of(windows.cr0, windows.cr4, windows.efer) != windows.mode:
+        mode = mode_of(windows.cr0, windows.cr4, windows.efer)
+        loads = mode.paging and loads_registers(self._form, what, changed)
+        if mode != windows.mode or loads:
             self._enter_mode(windows, what, value)
         else:
             self._select(windows.vcpu)
@@ -166,7 +168,7 @@ class Oracle:
         if windows.root is not None:
             self._tables.unload_root(windows.root, windows.vcpu)
         windows.mode = mode_of(windows.cr0, windows.cr4, windows.efer)
-        gfn = self._form.table_gfn(windows.cr3) if windows.mode.paging else None
+        gfn = self._tables.root_of(windows.cr3) if windows.mode.paging else None
         windows.change_mode(self._tables.now, gfn, what, value)
         self._tables.change_readings()
         if gfn is not None:

@@ -7,6 +7,8 @@ the reading of entries; it changes only at events that empty every cache of tran
     ia32     level 1 PDE  31:22 (4 MiB with PS, CR4.PSE)   level 0 PTE 21:12      4-byte entries
     x86-64   level 3 PML4E 47:39, level 2 PDPTE 38:30 (1 GiB), level 1 PDE 29:21 (2 MiB),
              level 0 PTE 20:12                                                     8-byte entries
+    pae      level 2 PDPTE 31:30, held in four registers since the last load of them;
+             level 1 PDE 29:21 (2 MiB), level 0 PTE 20:12                          8-byte entries
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ ABSENT, RESERVED, TABLE, PAGE = 0, 1, 2, 3
 _PHYSICAL_BITS = 40
 _LONG_ADDRESS = ((1 << _PHYSICAL_BITS) - 1) & ~0xFFF
 _LONG_TOO_HIGH = ((1 << 52) - 1) & ~((1 << _PHYSICAL_BITS) - 1)
+_PAE_RESERVED = 0x7FF << 52
+_REGISTER_RESERVED = 0x1E6
 
 
 class Mode(NamedTuple):
@@ -79,6 +83,7 @@ class Level(NamedTuple):
         page_reserved: Bits that fault in an entry mapping a page.
         page_mask: Bits of such an entry that are the page's address.
         high_address: Whether bits 20:13 of a large entry are address bits 39:32 (PSE-36).
+        implied: Bits an entry counts as having: rights and A, where the level has none of its own.
     """
 
     name: str
@@ -90,6 +95,7 @@ class Level(NamedTuple):
     page_reserved: int
     page_mask: int
     high_address: bool
+    implied: int = 0
 
     def classify(self, value: int) -> int:
         """Return ABSENT, RESERVED, TABLE or PAGE."""
@@ -114,6 +120,7 @@ class Format(NamedTuple):
         levels: Names and first address bits, from the leaf up.
         large_levels: Levels, other than the leaf's, whose entries may map pages.
         table_mask: Bits of an entry, or of CR3, that are a table's address.
+        registers: Number of entries of the top level, if a CPU holds them in registers; else 0.
     """
 
     name: str
@@ -124,6 +131,7 @@ class Format(NamedTuple):
     large_levels: tuple[int, ...]
     table_mask: int
     sign_extended: bool
+    registers: int = 0
 
     @property
     def top(self) -> int:
@@ -160,7 +168,26 @@ X86_64 = Format(
     _LONG_ADDRESS,
     sign_extended=True,
 )
-FORMATS = {form.name: form for form in (IA32, X86_64)}
+PAE = Format(
+    "pae",
+    8,
+    32,
+    9,
+    (("PTE", 12), ("PDE", 21), ("PDPTE", 30)),
+    (1,),
+    _LONG_ADDRESS,
+    sign_extended=False,
+    registers=4,
+)
+FORMATS = {form.name: form for form in (IA32, X86_64, PAE)}
+
+# What else loads the registers, beside a change of mode: CR0.NW, CR0.CD; CR4.SMEP.
+_LOADING = {"CR0": 3 << 29, "CR4": 1 << 20}
+
+
+def loads_registers(form: Format, what: str, changed: int) -> bool:
+    """Tell whether a change of these bits of CR0 or CR4 loads the top level's registers anew."""
+    return form.registers > 0 and bool(changed & _LOADING[what])
 
 
 @lru_cache(maxsize=64)
@@ -193,19 +220,25 @@ def _short_level(form: Format, mode: Mode, number: int) -> Level:
 def _long_level(form: Format, mode: Mode, number: int) -> Level:
     name, shift = form.levels[number]
     large = number in form.large_levels
+    in_register = form.registers > 0 and number == form.top
     reserved = _LONG_TOO_HIGH | (0 if mode.nxe else NO_EXECUTE)
+    if not form.sign_extended:
+        reserved |= _PAE_RESERVED
+    if in_register:
+        reserved |= NO_EXECUTE | _REGISTER_RESERVED
     # Of a large page's address field only bit 12 (PAT) is not address.
     inside = ((1 << shift) - 1) & ~0x1FFF if large else 0
     return Level(
         name=name,
         shift=shift,
-        index_mask=form.per_table - 1,
+        index_mask=(form.registers if in_register else form.per_table) - 1,
         leaf=number == 0,
         large_bit=LARGE if large else 0,
         table_reserved=reserved | (LARGE if number == form.top else 0),
         page_reserved=reserved | inside,
         page_mask=_LONG_ADDRESS & ~((1 << shift) - 1),
         high_address=False,
+        implied=WRITABLE | USER | ACCESSED if in_register else 0,
     )
 
 

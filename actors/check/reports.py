@@ -127,7 +127,7 @@ class Reporter:
         values = list(self._tables.values(table, index))[-_MAX_VALUES:]
         return EntryHistory(
             name=form.levels[table.level][0],
-            gpa=(table.gfn << 12) + index * form.entry_bytes,
+            gpa=(table.gfn << 12) + index * form.entry_bytes if table.gfn >= 0 else -1,
             values=tuple(
                 Value(
                     value=held.value,

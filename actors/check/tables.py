@@ -25,6 +25,7 @@ from .graves import Graveyard
 from .paging import GLOBAL, PRESENT, TABLE, Format, Level, levels_in
 from .windows import NEVER, Windows
 
+_MAX_HELD = 256
 _N_KEPT = 4
 _N_BEFORE_PRUNING = 8
 _N_BEFORE_MERGING = 64
@@ -85,10 +86,22 @@ class Tables:
 
     # Roots and modes
 
+    def root_of(self, cr3: int) -> int:
+        """Return what stands for the root that a load of CR3, or of its registers, sets in force.
+
+        That is its guest frame; where a CPU holds the top level in registers, the number of what
+        the entries are at this moment: stores to them change nothing until the next load.
+        """
+        if not self.form.registers:
+            return self.form.table_gfn(cr3)
+        return self.frames.hold(cr3 & 0xFFFF_FFE0, self.form.registers)
+
     def load_root(self, gfn: int, vcpu: int) -> None:
         """Take note that a VCPU has this root in its CR3 now."""
         root = self._open(gfn, self.form.top)
         root.loaded_by.add(vcpu)
+        if len(self.frames.held) > _MAX_HELD:
+            self._release_held()
         if not root.bases or root.n_burials_seen != self._n_burials:
             root.bases.add(0)
             self._link_all(root)
@@ -97,6 +110,14 @@ class Tables:
     def unload_root(self, gfn: int, vcpu: int) -> None:
         """Take note that a VCPU has dropped this root, and so all upper entries that it led to."""
         self._tables[gfn, self.form.top].loaded_by.discard(vcpu)
+
+    def _release_held(self) -> None:
+        """Bury every root that registers were loaded with and no VCPU has in its registers now."""
+        for number in self.frames.held:
+            table = self._tables.get((number, self.form.top))
+            if table is not None and not table.loaded_by:
+                self._bury(table, self.frames.content(number))
+                self.frames.release(number)
 
     def change_readings(self) -> None:
         """Find the tables that are tables only by a VCPU's new mode (PS without CR4.PSE)."""

@@ -40,7 +40,7 @@ class Value(msgspec.Struct, frozen=True):
 
 
 class EntryHistory(msgspec.Struct, frozen=True):
-    """One entry on the way to the address; `gpa` is where the guest keeps it."""
+    """One entry on the way to the address; `gpa` is where the guest keeps it, -1 in a register."""
 
     name: str
     gpa: int
@@ -82,7 +82,8 @@ class Violation(msgspec.Struct, frozen=True):
         if not self.allowed:
             lines.append("  allowed: no translation")
         for entry in self.history:
-            lines.append(f"  {entry.name} at gpa {entry.gpa:#x}")
+            place = f"at gpa {entry.gpa:#x}" if entry.gpa >= 0 else "in its register"
+            lines.append(f"  {entry.name} {place}")
             lines += [f"    {_value_text(value)}" for value in entry.values]
         return "\n".join(lines)
 

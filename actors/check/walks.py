@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .entries import Table
+from .entries import Table, may_be_loaded
 from .paging import (
     ABSENT,
     ACCESSED,
@@ -102,7 +102,7 @@ def walk_now(tables: Tables, vcpu: Windows, gva: int) -> Walk:
         index = gva >> level.shift & level.index_mask
         value = tables.frames.entry(gfn, index)
         steps.append((table, index, value))
-        every &= value
+        every &= value | level.implied
         any_of |= value
         outcome = level.classify(value)
         if outcome != TABLE:
@@ -159,7 +159,7 @@ class _Search:
         for table in self._tables.incarnations(gfn, number):
             for held in self._tables.values(table, index):
                 start, end = max(reach.start, held.start), min(reach.end, held.end)
-                cacheable = reach.cacheable and held.loadable
+                cacheable = reach.cacheable and may_be_loaded(held.value | level.implied)
                 if start >= end or not (cacheable or end == NEVER):
                     continue
                 steps = (*above, (table, index, held.value))
@@ -185,8 +185,8 @@ class _Search:
         steps: tuple[tuple[Table, int, int], ...],
     ) -> Iterator[Walk]:
         every, any_of, value = _ALL, 0, steps[-1][2]
-        for _, _, step in steps:
-            every &= step
+        for table, _, step in steps:
+            every &= step | self._levels[table.level].implied
             any_of |= step
         now = loaded.end == NEVER
         is_global = bool(value & GLOBAL) and self._vcpu.mode.pge

@@ -127,6 +127,7 @@ class Monitored:
         self._cpu.flush_all()
         while isinstance(root := submm.load_root(cr3), PlaceTraces):
             self._place(root.gfns)
+        assert isinstance(root, int), root
         self._cpu.load_root(root)
 
     def access(self, work: Access, user: bool) -> Exit:

@@ -32,11 +32,11 @@ def plan_layout(machine: MachineConfig, workload: Workload) -> Layout:
     Raises:
         ConfigurationError: It does not fit, or the program needs another paging format.
     """
-    wanted = {32: "ia32", 64: "x86-64"}.get(workload.bits, machine.paging)
-    if wanted != machine.paging:
+    wanted = {32: ("ia32", "pae"), 64: ("x86-64",)}.get(workload.bits, (machine.paging,))
+    if machine.paging not in wanted:
         raise ConfigurationError(
             f"machine.paging is {machine.paging!r}, but workload {workload.name!r} "
-            f"is a {workload.bits}-bit program: it needs {wanted!r}"
+            f"is a {workload.bits}-bit program: it needs {' or '.join(map(repr, wanted))}"
         )
     program = workload.program
     try:

@@ -25,6 +25,7 @@ from penumbra.actors.machine.messages import (
     ProducerReply,
     Ran,
     Refill,
+    Refused,
     Repair,
     Repaired,
     RevokeWrite,
@@ -41,7 +42,8 @@ from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import ActorRef
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.actors.vmm.walk import GuestRegisters, registers_flush
-from penumbra.hw.exits import Done, PageFault, TlbMiss
+from penumbra.hw.control import reloads_top
+from penumbra.hw.exits import Done, GeneralProtection, PageFault, TlbMiss
 from penumbra.hw.formats import CR0_PG, CR0_WP, CR4_PGE, CR4_PSE, CR4_SMEP, EFER_NXE, PAGE_SHIFT
 from penumbra.hw.operations import LoadPhysical, Operation, Physical
 
@@ -67,11 +69,13 @@ class Coherence(Protocol):
     def invlpg(self, gva: int) -> None:
         """The guest executed INVLPG."""
 
-    def load_root(self, cr3: int) -> None:
-        """The guest loaded CR3."""
+    def load_root(self, cr3: int) -> GeneralProtection | None:
+        """The guest loads CR3; return why its CPU refuses, if it does."""
+        ...
 
-    def load_mode(self, register: int, value: int) -> None:
-        """The guest loaded CR0 or CR4."""
+    def load_mode(self, register: int, value: int) -> GeneralProtection | None:
+        """The guest loads CR0 or CR4; return why its CPU refuses, if it does."""
+        ...
 
     def physical(self, work: Physical) -> int:
         """Do an access to guest-physical memory; return what was there, 0 for a plain store."""
@@ -90,7 +94,9 @@ class Coherence(Protocol):
         """The guest's kernel made progress of its own."""
 
 
-def hardware_modes(registers: GuestRegisters, *, flush: bool = True) -> SetModes:
+def hardware_modes(
+    registers: GuestRegisters, *, flush: bool = True, reload: bool = False
+) -> SetModes:
     """Return what the hardware's mode bits are without a monitor: the guest's own."""
     return SetModes(
         bool(registers.cr0 & CR0_WP),
@@ -99,6 +105,7 @@ def hardware_modes(registers: GuestRegisters, *, flush: bool = True) -> SetModes
         bool(registers.efer & EFER_NXE),
         bool(registers.cr0 & CR0_PG),
         flush,
+        reload,
         smep=bool(registers.cr4 & CR4_SMEP),
     )
 
@@ -129,13 +136,23 @@ class BareHardware:
     def invlpg(self, gva: int) -> None:
         self._cpu.ask_nowait(Invalidate((gva,)))
 
-    def load_root(self, cr3: int) -> None:
+    def load_root(self, cr3: int) -> GeneralProtection | None:
+        refused = self._cpu.ask_nowait(LoadRoot(cr3)).exit
+        if isinstance(refused, GeneralProtection):
+            return refused
         self.registers.cr3 = cr3
-        self._cpu.ask_nowait(LoadRoot(cr3))
+        return None
 
-    def load_mode(self, register: int, value: int) -> None:
-        flush = registers_flush(self.registers, register, value)
-        self._cpu.ask_nowait(hardware_modes(self.registers, flush=flush))
+    def load_mode(self, register: int, value: int) -> GeneralProtection | None:
+        registers = self.registers
+        before = registers.cr0, registers.cr4
+        reload = reloads_top(*before, register, value)
+        flush = registers_flush(registers, register, value)
+        ran = self._cpu.ask_nowait(hardware_modes(registers, flush=flush, reload=reload))
+        if isinstance(ran.exit, GeneralProtection):
+            registers.cr0, registers.cr4 = before
+            return ran.exit
+        return None
 
     def physical(self, work: Physical) -> int:
         ran = self._cpu.ask_nowait(Complete(work, False, 0, (work.gpa,)))
@@ -241,20 +258,24 @@ class Monitored:
         self._event()
         self._consumer.ask_nowait(PageInvalidated(gva))
 
-    def load_root(self, cr3: int) -> None:
+    def load_root(self, cr3: int) -> GeneralProtection | None:
         self._event()
-        self._load_root(cr3)
+        return self._load_root(cr3)
 
-    def _load_root(self, cr3: int) -> None:
+    def _load_root(self, cr3: int) -> GeneralProtection | None:
         while isinstance(reply := self._consumer.ask_nowait(RootLoaded(cr3)), TracesWanted):
             self._place(reply.gfns)
+        return GeneralProtection(reply.reason) if isinstance(reply, Refused) else None
 
-    def load_mode(self, register: int, value: int) -> None:
+    def load_mode(self, register: int, value: int) -> GeneralProtection | None:
         self._event()
         paged = self.registers.paging
-        self._consumer.ask_nowait(ModeLoaded(register, value))
+        reply = self._consumer.ask_nowait(ModeLoaded(register, value))
+        if isinstance(reply, Refused):
+            return GeneralProtection(reply.reason)
         if self.registers.paging != paged:
-            self._load_root(self.registers.cr3)
+            return self._load_root(self.registers.cr3)
+        return None
 
     def physical(self, work: Physical) -> int:
         if work.gpa >> PAGE_SHIFT in self._traces and not isinstance(work, LoadPhysical):

@@ -25,7 +25,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     Attributes:
         vcpus: Virtual CPUs, each on a physical CPU of its own; 1 .. 16.
-        paging: Paging format of guest and hardware.
+        paging: Paging format of guest and hardware; 32-bit recordings take `ia32` or `pae`.
         ram_mib: Guest RAM; 0 takes what the workload needs.
         pool_mib: Guest frames reserved for page tables; 0 takes an eighth of RAM, at least 8.
         tlb_entries, tlb_ways, psc_slots: Geometry of each CPU's TLB and paging-structure cache.
@@ -58,7 +58,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """
 
     vcpus: int = 4
-    paging: Literal["ia32", "x86-64"] = "x86-64"
+    paging: Literal["ia32", "pae", "x86-64"] = "x86-64"
     ram_mib: int = 0
     pool_mib: int = 0
     tlb_entries: int = 512

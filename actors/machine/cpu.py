@@ -40,22 +40,25 @@ class CpuActor(Actor[CpuOrder, Ran]):
             return Ran(done or BudgetSpent(at), self._step(message), at)
         if isinstance(message, Refill | Renew):
             return self._port(message)
+        refused = None
         if isinstance(message, LoadRoot):
-            cpu.load_root(message.hpa)
+            refused = cpu.load_root(message.hpa)
         elif isinstance(message, Invalidate):
             if message.everything:
                 cpu.flush_all()
             for gva in message.gvas:
                 cpu.invlpg(gva)
         elif isinstance(message, SetModes):
-            cpu.set_modes(
+            refused = cpu.set_modes(
                 wp=message.wp, pse=message.pse, pge=message.pge, nxe=message.nxe, pg=message.pg,
                 reload=message.reload,
             )  # fmt: skip
-            cpu.set_smep(message.smep)
-            if message.flush:
+            if refused is None:
+                cpu.set_smep(message.smep)
+            reloaded = message.reload and cpu.spec.root_registers > 0
+            if refused is None and (message.flush or reloaded):
                 cpu.flush_all()
-        return _OK
+        return _OK if refused is None else Ran(refused, 0)
 
     def _port(self, message: Refill | Renew) -> Ran:
         assert self._ports is not None, "the hardware manages this TLB"

@@ -289,10 +289,11 @@ class Machine:
         for i, coherence in enumerate(coherences):
             registers, start = coherence.registers, boot.registers[i]
             registers.cr0, registers.cr4, registers.efer = start.cr0, start.cr4, start.efer
+            coherence.load_root(start.cr3)
+            # Only now: where the top level is held in registers, paging needs them loaded.
             seats[i].ask_nowait(
                 shadow_modes(registers) if self.submms else hardware_modes(registers)
             )
-            coherence.load_root(start.cr3)
             if self.taps is not None:
                 self.taps.registers(i, start.cr0, start.cr3, start.cr4, start.efer)
             vcpu = VcpuActor(

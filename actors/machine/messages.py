@@ -326,6 +326,12 @@ class PrivilegeChanged(msgspec.Struct, frozen=True, array_like=True, gc=False, t
     user: bool
 
 
+class Refused(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
+    """The guest's own CPU refuses to load this register: a general-protection fault."""
+
+    reason: str
+
+
 ConsumerOrder: TypeAlias = (
     Repair
     | PageInvalidated
@@ -338,4 +344,6 @@ ConsumerOrder: TypeAlias = (
     | DropTable
     | Missed
 )
-ConsumerReply: TypeAlias = Repaired | StoreWanted | TruePageFault | TracesWanted | Followed
+ConsumerReply: TypeAlias = (
+    Repaired | StoreWanted | TruePageFault | TracesWanted | Followed | Refused
+)

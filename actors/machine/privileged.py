@@ -97,12 +97,13 @@ class PrivilegedWork:
         work = o.LoadControl(work.register, settled(spec, work.register, work.value))
         if work.register == 3:
             self._event("cr3_load", EventKind.CR3_LOAD, 0, work.value)
-            self._coherence.load_root(work.value)
+            why = self._coherence.load_root(work.value)
         else:
             self._event("mode_change", EventKind.MODE_CHANGE, work.register, work.value)
-            self._coherence.load_mode(work.register, work.value)
-        self._tell(f"CR{work.register}", work.value)
-        return None
+            why = self._coherence.load_mode(work.register, work.value)
+        if why is None:
+            self._tell(f"CR{work.register}", work.value)
+        return why
 
     def _read_control(self, register: int) -> int | GeneralProtection:
         registers = self._coherence.registers

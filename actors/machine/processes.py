@@ -57,7 +57,7 @@ class ProcessLedger:
         """Count and hash the user pages below a root."""
         sha = hashlib.sha256()
         n = 0
-        for vpn, leaf in self._leaves(root_gpa >> PAGE_SHIFT, self._spec.top, 0):
+        for vpn, leaf in self._all_leaves(root_gpa):
             page = leaf if isinstance(leaf, bytes) else self._page(leaf)
             if page.count(0) < len(page):
                 n += 1
@@ -70,6 +70,20 @@ class ProcessLedger:
             return b""
         pfn = self._memory.frame_view[gfn]
         return self._memory.ram.array[pfn << PAGE_SHIFT : (pfn + 1) << PAGE_SHIFT].tobytes()
+
+    def _all_leaves(self, root_gpa: int) -> list[tuple[int, int | bytes]]:
+        """Return what `_leaves` does for a root; one held in registers has no rights."""
+        spec = self._spec
+        if not spec.root_registers:
+            return self._leaves(root_gpa >> PAGE_SHIFT, spec.top, 0)
+        found: list[tuple[int, int | bytes]] = []
+        for index in range(spec.root_registers):
+            entry = self._memory.load(root_gpa + index * spec.entry_bytes, spec.entry_bytes)
+            if entry & P:
+                base = index << (spec.levels[spec.top].shift - PAGE_SHIFT)
+                table = (entry & spec.frame_mask) >> PAGE_SHIFT
+                found += self._leaves(table, spec.top - 1, base)
+        return found
 
     def _leaves(self, gfn: int, level: int, base: int) -> list[tuple[int, int | bytes]]:
         """Return page number and guest frame of every user page under a table.

@@ -29,6 +29,7 @@ from penumbra.actors.machine.messages import (
     PrivilegeChanged,
     ProducerOrder,
     ProducerReply,
+    Refused,
     Repair,
     Repaired,
     RevokeWrite,
@@ -51,6 +52,7 @@ from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.secondary import SecondaryData
 from penumbra.actors.vmm.shadow import FLUSH_ALL
 from penumbra.actors.vmm.walk import GuestRegisters
+from penumbra.hw.exits import GeneralProtection
 from penumbra.hw.formats import CR4_PGE, CR4_SMEP, EFER_NXE, PAGE_BYTES, PAGE_SHIFT
 from penumbra.hw.operations import Fill, Physical
 from penumbra.hw.streams import WRITE
@@ -127,12 +129,17 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         root = self._submm.load_root(cr3)
         if isinstance(root, PlaceTraces):
             return TracesWanted(root.gfns)
+        if isinstance(root, GeneralProtection):
+            return Refused(root.reason)
         reply = self._followed()
         self._cpu.ask_nowait(LoadRoot(root))
         return reply
 
     def _load_mode(self, message: ModeLoaded) -> ConsumerReply:
-        if self._submm.load_mode(message.register, message.value):
+        flushes = self._submm.load_mode(message.register, message.value)
+        if isinstance(flushes, GeneralProtection):
+            return Refused(flushes.reason)
+        if flushes:
             self._cpu.ask_nowait(shadow_modes(self._submm.registers))
         return self._followed()
 
@@ -146,6 +153,10 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         return Followed(n)
 
     def _flush(self) -> None:
+        """Let the CPU drop what has changed in the shadow, and load what it holds in registers."""
+        reload = self._submm.take_reload()
+        if reload is not None:
+            self._cpu.ask_nowait(LoadRoot(reload))
         flushes = self._submm.take_flushes()
         if not flushes:
             return

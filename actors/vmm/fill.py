@@ -109,11 +109,12 @@ class Filler:
             if not walker.resolve(self._registers, gva, kind, user):
                 return Forward(walker.error)
             steps = walker.steps()
-            untraced = tuple(step.gfn for step in steps if step.gfn not in traces)
+            in_tables = [step for step in steps if step.gpa >= 0]
+            untraced = tuple(step.gfn for step in in_tables if step.gfn not in traces)
             if untraced:
                 return PlaceTraces(untraced)  # 812
             fresh = False
-            for step in steps:
+            for step in in_tables:
                 index = self._parts.index(step.gpa)
                 fresh |= not traces.consumers(step.gfn, index) >> self._vcpu_id & 1
                 traces.register(step.gfn, index, self._vcpu_id)

@@ -17,6 +17,7 @@ from penumbra.hw.formats import PAGE_SHIFT
 from penumbra.hw.memory import Ram
 
 UNBACKED = -1
+LOW = (1 << 32) >> PAGE_SHIFT
 
 
 class MonitorMemoryShortError(Exception):
@@ -82,15 +83,20 @@ class MemoryManagement:
         if hpa is not None:
             self.ram.store(hpa, size, value)
 
-    def take_frame(self) -> int:
+    def take_frame(self, *, low: bool = False) -> int:
         """Return a zeroed machine frame for the monitor.
 
+        Args:
+            low: It must lie below 4 GiB, as a root does that is loaded into a 32-bit CR3.
+
         Raises:
-            MonitorMemoryShortError: The pool is empty.
+            MonitorMemoryShortError: The pool is empty, or has nothing there.
         """
-        if not self._free:
+        fits = (at for at in range(len(self._free) - 1, -1, -1) if self._free[at] < LOW or not low)
+        at = next(fits, None)
+        if at is None:
             raise MonitorMemoryShortError
-        pfn = self._free.pop()
+        pfn = self._free.pop(at)
         self.ram.clear_frame(pfn)
         return pfn
 

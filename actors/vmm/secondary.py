@@ -13,6 +13,7 @@ from typing import Protocol, TypeAlias
 from penumbra.actors.vmm.fill import Forward, Outcome, PlaceTraces
 from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.walk import GuestRegisters
+from penumbra.hw.exits import GeneralProtection
 
 Owed: TypeAlias = list[tuple[Key, int]]
 
@@ -58,11 +59,14 @@ class SecondaryData(Protocol):
     def event_fault(self, gva: int) -> None:
         """Bring up to date what a page fault delivered at `gva` covers."""
 
-    def load_root(self, cr3: int) -> PlaceTraces | int:
-        """Take a new CR3; return the machine address the hardware's CR3 is to hold."""
+    def load_root(self, cr3: int) -> PlaceTraces | int | GeneralProtection:
+        """Take a new CR3; return the machine address the hardware's CR3 is to hold.
+
+        A load that the guest's CPU refuses changes nothing.
+        """
         ...
 
-    def load_mode(self, register: int, value: int) -> bool:
+    def load_mode(self, register: int, value: int) -> bool | GeneralProtection:
         """Take a new CR0 or CR4; tell whether the hardware's modes have to be set anew."""
         ...
 
@@ -86,6 +90,10 @@ class SecondaryData(Protocol):
 
     def take_flushes(self) -> list[int]:
         """Return the addresses to flush since the last call; `[FLUSH_ALL]` is all of them."""
+        ...
+
+    def take_reload(self) -> int | None:
+        """Return the root to load again if top entries that CPUs hold in registers have changed."""
         ...
 
     def take_applied(self) -> int:

@@ -76,6 +76,8 @@ class ShadowSpace:
         self._rmap: dict[int, dict[tuple[ShadowPage, int], None]] = {}
         self.root: ShadowPage | None = None
         self.flushes: list[int] = []
+        self._top_in_registers = spec.top if spec.root_registers else -1
+        self._reload = False
         self.n_dropped = 0
 
     # ---- pages ----------------------------------------------------------------------------------
@@ -91,11 +93,15 @@ class ShadowSpace:
         """Return every shadow page derived from a guest table, in order of creation."""
         return list(self._by_table.get(gfn, {}).values())
 
-    def create(self, role: Role) -> ShadowPage:
-        """Make an empty shadow page; the least recently used one goes if memory is short."""
+    def create(self, role: Role, *, low: bool = False) -> ShadowPage:
+        """Make an empty shadow page; the least recently used one goes if memory is short.
+
+        Args:
+            low: As for `MemoryManagement.take_frame`.
+        """
         if len(self._pages) >= self._max_pages:
             self._evict()
-        page = ShadowPage(role, self._memory.take_frame())
+        page = ShadowPage(role, self._memory.take_frame(low=low))
         self._pages[role] = page
         self._by_table.setdefault(role[0], {})[role] = page
         return page
@@ -145,6 +151,7 @@ class ShadowSpace:
 
     def _write(self, page: ShadowPage, index: int, value: int) -> None:
         self._memory.ram.store(self.entry_hpa(page, index), self._spec.entry_bytes, value)
+        self._reload |= page.level == self._top_in_registers
 
     def address(self, page: ShadowPage, index: int) -> int | None:
         """Return the first address an entry translates: FLUSH_ALL if several, None if none yet."""
@@ -181,6 +188,17 @@ class ShadowSpace:
         self._write(page, index, 0)
         return True
 
+    def unlink_root(self, index: int) -> None:
+        """Take a link out of the root at a load of the root, which flushes what it led to.
+
+        As at any load global translations may stay: their leaves keep their place in the reverse
+        map, and are flushed by address if they lose W.
+        """
+        assert self.root is not None
+        n = len(self.flushes)
+        self._remove(self.root, index)
+        del self.flushes[n:]
+
     def _note_flush(self, page: ShadowPage, index: int) -> None:
         where = self.address(page, index)
         if where is not None:
@@ -197,9 +215,10 @@ class ShadowSpace:
 
     def link(self, page: ShadowPage, index: int, child: ShadowPage, rights: int, gva: int) -> None:
         """Let an upper entry point at `child`, with the guest entry's own rights bits."""
-        value = (child.pfn << PAGE_SHIFT) | rights | P | A
+        used = 0 if page.level == self._top_in_registers else rights | A
+        value = (child.pfn << PAGE_SHIFT) | used | P
         if page.children.get(index) is child:
-            if self.entry(page, index) | A != value:
+            if self.entry(page, index) | value & A != value:
                 self._write(page, index, value)
                 self.flushes.append(FLUSH_ALL)
             return
@@ -239,6 +258,11 @@ class ShadowSpace:
         wanted = dict.fromkeys(self.flushes)
         self.flushes.clear()
         return [FLUSH_ALL] if FLUSH_ALL in wanted else list(wanted)
+
+    def take_reload(self) -> bool:
+        """Tell whether the CPU holds entries of the root in registers that have changed since."""
+        reload, self._reload = self._reload, False
+        return reload
 
     def all_pages(self) -> list[ShadowPage]:
         """Return every shadow page, least recently used first."""

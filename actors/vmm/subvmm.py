@@ -18,7 +18,10 @@ from penumbra.actors.vmm.parts import UNPAGED, Parts, Shared
 from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.secondary import Owed
 from penumbra.actors.vmm.shadow import NO_FRAGMENT
-from penumbra.actors.vmm.walk import registers_flush
+from penumbra.actors.vmm.top_registers import enter_entries, read_entries
+from penumbra.actors.vmm.walk import REGISTERS, registers_flush
+from penumbra.hw.control import reloads_top
+from penumbra.hw.exits import GeneralProtection
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, A, P, W
 
 
@@ -144,11 +147,15 @@ class SubVmm:
             page = page.children.get(index)
         return keys
 
-    def load_root(self, cr3: int) -> PlaceTraces | int:
+    def load_root(self, cr3: int) -> PlaceTraces | int | GeneralProtection:
         """Switch to the shadow of a guest root; return its machine address for the hardware's CR3.
+
+        A load that the guest's CPU refuses changes nothing.
 
         Source: A40 ¶87, ¶113; patches are drained first, those postponed under other roots too.
         """
+        if self._spec.root_registers:
+            return self._load_registers(cr3)
         paging = self.registers.paging
         gfn = (cr3 & self._spec.frame_mask) >> PAGE_SHIFT if paging else UNPAGED
         if paging and gfn not in self._traces:
@@ -161,6 +168,21 @@ class SubVmm:
         self.shared.roots[self.vcpu_id] = gfn
         return self.space.root.pfn << PAGE_SHIFT
 
+    def _load_registers(self, cr3: int) -> int | GeneralProtection:
+        entries = self.registers.top
+        if self.registers.paging:
+            read = read_entries(self._spec, self._memory, cr3)
+            if isinstance(read, GeneralProtection):
+                return read
+            entries = read
+        self.event_all()
+        self.registers.cr3, self.registers.top = cr3, entries
+        enter_entries(self._spec, self.space, self.registers)
+        self.shared.roots[self.vcpu_id] = REGISTERS
+        self.space.take_reload()  # the caller's load does it
+        assert self.space.root is not None
+        return self.space.root.pfn << PAGE_SHIFT
+
     def privilege(self, user: bool) -> int | None:
         """One shadow serves both privileges: its entries carry U."""
         return None
@@ -168,6 +190,13 @@ class SubVmm:
     def take_flushes(self) -> list[int]:
         """Return the addresses to flush since the last call; `[FLUSH_ALL]` is all of them."""
         return self.space.take_flushes()
+
+    def take_reload(self) -> int | None:
+        """Return the root to load again: the shadow's top entries, held in registers, changed."""
+        if not self.space.take_reload():
+            return None
+        assert self.space.root is not None
+        return self.space.root.pfn << PAGE_SHIFT
 
     def take_applied(self) -> int:
         """Return how many patches were applied since the last call."""
@@ -209,13 +238,20 @@ class SubVmm:
             if page in self.space.of_table(gfn):  # fragments go with their large page
                 self.space.drop(page)
 
-    def load_mode(self, register: int, value: int) -> bool:
+    def load_mode(self, register: int, value: int) -> bool | GeneralProtection:
         """Take a new CR0 or CR4; tell whether it flushes, and then derive everything anew.
 
         CR0.WP is read at each use and flushes nothing: no shadow entry is writable because WP is
-        clear, such stores are emulated.
+        clear, such stores are emulated. A change that the guest's CPU refuses changes nothing.
         """
-        if not registers_flush(self.registers, register, value):
+        before = self.registers.cr0, self.registers.cr4
+        reloads = self._spec.root_registers > 0 and reloads_top(*before, register, value)
+        if reloads:
+            entries = read_entries(self._spec, self._memory, self.registers.cr3)
+            if isinstance(entries, GeneralProtection):
+                return entries
+            self.registers.top = entries
+        if not registers_flush(self.registers, register, value) and not reloads:
             return False
         self.event_all()
         self._follower.drop_shadows()
@@ -226,7 +262,7 @@ class SubVmm:
         self.space.check()
         for page in self.space.all_pages():
             gfn, _, fragment = page.role
-            if gfn == UNPAGED:
+            if gfn in (UNPAGED, REGISTERS):
                 continue
             assert gfn in self._traces, f"table {gfn:#x} is shadowed and not traced"
             if fragment != NO_FRAGMENT:
@@ -235,6 +271,10 @@ class SubVmm:
             for index in [*page.live, *page.children]:
                 told = self._traces.consumers(gfn, index) >> self.vcpu_id & 1
                 assert told, f"VCPU {self.vcpu_id} would not hear of {gfn:#x}[{index}]"
+        if self._spec.root_registers and self.registers.paging and self.space.root:
+            for index, child in self.space.root.children.items():
+                entry = self.registers.top[index]
+                assert entry & P and child.role[0] == (entry & self._spec.frame_mask) >> PAGE_SHIFT
         for page, index, target in self.space.leaves():
             traced = target in self._traces
             assert not (traced and self.space.entry(page, index) & W), f"{target:#x} is writable"

@@ -25,17 +25,24 @@ from penumbra.hw.formats import (
 from penumbra.hw.streams import WRITE
 
 _ALL_RIGHTS = m.E_W | m.E_U | m.E_X
+# Stands for the table whose entries the guest's CPU holds in registers.
+REGISTERS = -3
 
 
 @dataclass
 class GuestRegisters:
-    """Control registers as the guest believes they are."""
+    """Control registers as the guest believes they are.
+
+    Attributes:
+        top: Top-level entries, in formats whose CPUs hold them in registers.
+    """
 
     cr0: int = 0
     cr2: int = 0
     cr3: int = 0
     cr4: int = 0
     efer: int = 0
+    top: tuple[int, ...] = ()
 
     @property
     def paging(self) -> bool:
@@ -58,7 +65,10 @@ def registers_flush(registers: GuestRegisters, register: int, value: int) -> boo
 
 @dataclass(frozen=True)
 class Step:
-    """One entry a walk read: its level, guest-physical address and value."""
+    """One entry a walk read: its level, guest-physical address and value.
+
+    One read in a register lies in the table `REGISTERS`, at an address below 0.
+    """
 
     level: int
     gpa: int
@@ -98,6 +108,10 @@ class GuestWalker:
         reg[m.R_NXE] = at.efer & EFER_NXE
         reg[m.R_SMEP] = at.cr4 & CR4_SMEP
         root = at.cr3 & self._spec.frame_mask
+        if self._spec.root_registers:
+            root = REGISTERS << PAGE_SHIFT
+            for i, entry in enumerate(at.top):
+                reg[m.R_TOP + i] = entry - (1 << 64) if entry >> 63 else entry
         signed = gva - (1 << 64) if gva >> 63 else gva
         top = self._spec.top
         return bool(self._resolve(*self._args, signed, kind, int(user), top, root, _ALL_RIGHTS))
@@ -133,7 +147,7 @@ class GuestWalker:
         """
         done = []
         for step in steps:
-            want = step.entry | A
+            want = step.entry | A if step.gpa >= 0 else step.entry
             if step is steps[-1] and kind == WRITE:
                 want |= D
             if want != step.entry:

@@ -66,7 +66,8 @@ def control_registers(spec: FormatSpec) -> tuple[int, int, int]:
     """Return CR0, CR4 and EFER: paging with WP, global and large pages, NX where there is one."""
     cr0 = CR0_PE | CR0_PG | CR0_WP
     if spec.has_nx:
-        return cr0, CR4_PAE | CR4_PGE, EFER_NXE | EFER_LME | EFER_LMA
+        long_mode = EFER_LME | EFER_LMA if spec.sign_extended else 0
+        return cr0, CR4_PAE | CR4_PGE, EFER_NXE | long_mode
     return cr0, CR4_PGE | (CR4_PSE if spec.large_needs_pse else 0), 0
 
 
@@ -104,11 +105,11 @@ class KernelWindow:
         for gpa, entry in self._words.items():
             memory.write(gpa, self._spec.entry_bytes, entry)
 
-    def write_root(self, memory: BootMemory, gfn: int) -> None:
+    def write_root(self, memory: BootMemory, root_gpa: int) -> None:
         """Fill the root of a process that exists from the start."""
         width = self._spec.entry_bytes
         for index, entry in self.root_entries.items():
-            memory.write((gfn << PAGE_SHIFT) + index * width, width, entry)
+            memory.write(root_gpa + index * width, width, entry)
 
     def _leaf_table(self, gva: int) -> int:
         parent = self._root_gfn
@@ -117,7 +118,8 @@ class KernelWindow:
             gfn = self._tables.get(key)
             if gfn is None:
                 gfn = self._tables[key] = self._pool.take()
-                self._words[self._entry_gpa(parent, level, gva)] = gfn << PAGE_SHIFT | P | W | A
+                rights = 0 if level == self._spec.top and self._spec.root_registers else W | A
+                self._words[self._entry_gpa(parent, level, gva)] = gfn << PAGE_SHIFT | P | rights
             parent = gfn
         return parent
 

@@ -103,6 +103,7 @@ class Faults:
                 await acquire(space.lock)
                 await self._map_swapped(space, gva, error, number, gfn)
                 await release(space.lock)
+        await self._shootdown.follow_root(thread.cpu, space)
         await release(space.lock)
         self.n_resolved += not reason
         return reason

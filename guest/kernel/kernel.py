@@ -187,8 +187,8 @@ class Kernel:
         """Write what must be in memory, make the first processes, and say where VCPUs start."""
         self._window.write(memory)
         for program in self._programs:
-            root = self.tables.take_table()
-            self._window.write_root(memory, root.gfn)
+            root = self.tables.take_root()
+            self._window.write_root(memory, root.gpa)
             space = AddressSpace(root, self.tables.new_levels(), self.processes.take_lock())
             self.processes.lay_image(space, program.image(0))
             process = self.processes.add_process(program, space, None)

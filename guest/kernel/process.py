@@ -79,6 +79,7 @@ class Cpu:
         idle: Whether its idle thread has found nothing to do and no one has woken it since.
         space: The address space whose root is loaded; None is the kernel's own root.
         must_schedule: The running thread shall be looked at before it returns to user mode.
+        root_changes: What `space.root_changes` was when its root was last loaded.
     """
 
     cpu_id: int
@@ -91,6 +92,7 @@ class Cpu:
     space: AddressSpace | None = None
     must_schedule: bool = False
     timer_armed: bool = False
+    root_changes: int = 0
 
 
 def running(cpu: Cpu) -> Thread:

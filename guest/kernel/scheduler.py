@@ -131,7 +131,9 @@ class Scheduler:
         if space is not None:
             space.cpus |= cpu.bit
         cpu.space = space
+        changes = 0 if space is None else space.root_changes
         await LoadControl(3, self._kernel_root_gpa if space is None else space.root_gpa)
+        cpu.root_changes = changes
         self.flushed(cpu)
         if old is not None:
             old.cpus &= ~cpu.bit

@@ -125,7 +125,9 @@ class Shootdown:
             n_pages -= 1
             if not n_pages:
                 return
-        request = first << PAGE_SHIFT | n_pages if n_pages <= self.flush_limit else _EVERYTHING
+        few = n_pages <= self.flush_limit and not space.root_cut
+        request = first << PAGE_SHIFT | n_pages if few else _EVERYTHING
+        space.root_cut = False
         if self._stopper is cpu:
             await self._let_go(cpu, space, request)
             return
@@ -134,6 +136,15 @@ class Shootdown:
             await self._flush_own(cpu, space, request)
             return
         await self._ask(cpu, space, request, targets)
+
+    async def follow_root(self, cpu: Cpu, space: AddressSpace) -> None:
+        """Load this CPU's root again if it holds an older one in its registers. Faults call this.
+
+        So each CPU finds what was added to a root when it needs it, and nobody is interrupted.
+        """
+        if cpu.root_changes != space.root_changes:
+            assert cpu.space is space
+            await self._invalidate(cpu, _EVERYTHING)
 
     async def flush_late(self, cpu: Cpu, space: AddressSpace, first: int, n_pages: int) -> None:
         """Do what `flush` left undone under the bug `late-shootdown`; else nothing."""
@@ -297,8 +308,10 @@ class Shootdown:
         n_pages = request & (PAGE_BYTES - 1)
         if not n_pages:
             # Nothing switches address spaces while kernel code runs on this CPU.
-            root = cpu.space.root_gpa if cpu.space is not None else self._kernel_root_gpa
-            await LoadControl(3, root)
+            space = cpu.space
+            changes = space.root_changes if space is not None else 0
+            await LoadControl(3, space.root_gpa if space is not None else self._kernel_root_gpa)
+            cpu.root_changes = changes
             return
         first = request & ~(PAGE_BYTES - 1)
         for gva in range(first, first + n_pages * PAGE_BYTES, PAGE_BYTES):

@@ -9,6 +9,10 @@ A large page's entry stands where else an entry points to a leaf table (level 1,
 index is `live` there. It is one entry of many frames, each with a reference of its own.
 
 An entry with P=0 that is not zero still owns its frame: PROT_NONE keeps the frame under SOFT_NONE.
+
+In a format whose top level is held in registers (PAE) a root has 32 bytes, so a frame is cut into
+many, and a CPU sees a change of a root only when it loads CR3 again (`root_changes`): who finds
+that it has an older one reloads at its fault; before a table is given away all reload (`root_cut`).
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from typing import NamedTuple
 from penumbra.guest.kernel.areas import PROT_EXEC, PROT_WRITE, AreaMap
 from penumbra.guest.kernel.frames import TablePool
 from penumbra.guest.kernel.layout import Layout
-from penumbra.hw.formats import NX, PAGE_SHIFT, A, D, FormatSpec, P, U, W
+from penumbra.hw.formats import NX, PAGE_BYTES, PAGE_SHIFT, A, D, FormatSpec, P, U, W
 from penumbra.hw.operations import CompareExchange, Load, Store
 
 SOFT_NONE = 1 << 9
@@ -31,11 +35,18 @@ class Table:
     """One page-table page.
 
     Invariant: `live` holds the indices of exactly the entries that are not zero.
+
+    Attributes:
+        gva: Where the kernel sees it; not a page's start only for a root smaller than a page.
     """
 
     gfn: int
     gva: int
     live: set[int] = field(default_factory=set)
+
+    @property
+    def gpa(self) -> int:
+        return self.gfn << PAGE_SHIFT | self.gva & (PAGE_BYTES - 1)
 
 
 @dataclass(eq=False, slots=True)
@@ -50,6 +61,8 @@ class AddressSpace:
         initial image. Read-only. heap_end: The break, a byte address; 0 while the program has none.
         gone: It is empty and its lock and root are about to be given back. large: The large pages,
         by the address bits above those inside them, as `levels[0]` has the leaf tables.
+        root_changes: How often an entry of the root has changed that CPUs hold in registers.
+        root_cut: Such an entry led to a table that some CPU may still walk from.
     """
 
     root: Table
@@ -62,10 +75,12 @@ class AddressSpace:
     heap_end: int = 0
     gone: bool = False
     large: set[int] = field(default_factory=set)
+    root_changes: int = 0
+    root_cut: bool = False
 
     @property
     def root_gpa(self) -> int:
-        return self.root.gfn << PAGE_SHIFT
+        return self.root.gpa
 
 
 class Slot(NamedTuple):
@@ -106,6 +121,7 @@ class Tables:
         has_large = above.large and not spec.rwx
         self.large_pages = 1 << (above.shift - PAGE_SHIFT) if has_large else 0
         self._spare_roots: list[Table] = []
+        self._uncut_roots: list[Table] = []
 
     def take_table(self) -> Table:
         return self._table(self._pool.take())
@@ -117,11 +133,28 @@ class Tables:
     def _table(self, gfn: int) -> Table:
         return Table(gfn, self._layout.direct(gfn))
 
+    def take_root(self) -> Table:
+        """Return a root that is all zero.
+
+        Raises:
+            OutOfMemory: The pool is exhausted.
+        """
+        n_bytes = self.spec.root_registers * self.entry_bytes
+        if not n_bytes:
+            return self.take_table()
+        if not self._uncut_roots:
+            page = self.take_table()
+            last = page.gva + PAGE_BYTES - n_bytes
+            self._uncut_roots = [
+                Table(page.gfn, gva) for gva in range(last, page.gva - 1, -n_bytes)
+            ]
+        return self._uncut_roots.pop()
+
     async def new_root(self) -> Table:
         """Return a root that holds the kernel's entries and nothing else."""
         if self._spare_roots:
             return self._spare_roots.pop()
-        root = self.take_table()
+        root = self.take_root()
         for index, entry in self._kernel_entries.items():
             await Store(root.gva + index * self.entry_bytes, self.entry_bytes, entry)
         return root
@@ -219,8 +252,12 @@ class Tables:
                 space.levels[level][key] = table
                 index = self.spec.levels[level + 1].index(gva)
                 parent.live.add(index)
-                entry = table.gfn << PAGE_SHIFT | P | W | U | A
+                entry = table.gfn << PAGE_SHIFT | P
+                in_register = parent is space.root and self.spec.root_registers > 0
+                if not in_register:  # these have no rights and no A
+                    entry |= W | U | A
                 await Store(parent.gva + index * self.entry_bytes, self.entry_bytes, entry)
+                space.root_changes += in_register
             parent = table
         return parent
 
@@ -298,6 +335,9 @@ class Tables:
         index = self.spec.levels[level + 1].index(gva)
         parent.live.discard(index)
         await Store(parent.gva + index * self.entry_bytes, self.entry_bytes, 0)
+        if parent is space.root and self.spec.root_registers:
+            space.root_changes += 1
+            space.root_cut = True
 
     def _slot(self, table: Table, vpn: int) -> Slot:
         index = vpn & self._leaf_mask

@@ -85,6 +85,7 @@ class Vcpu:
     tlb: dict[int, Translation] = field(default_factory=dict)
     large: dict[int, Translation] = field(default_factory=dict)
     paging_structures: dict[int, tuple[int, int]] = field(default_factory=dict)
+    top: list[int] = field(default_factory=list)  # PAE: the four registers
     operations: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -139,6 +140,19 @@ class FlatMachine:
             Vcpu(n, self.kernel.threads[tid], tid, state.registers[n].cr3)
             for n, tid in enumerate(state.idle_threads)
         ]
+        for vcpu in self.vcpus:
+            self._load_root(vcpu, vcpu.cr3)
+
+    def _load_root(self, vcpu: Vcpu, cr3: int) -> None:
+        vcpu.cr3 = cr3
+        vcpu.tlb = {vpn: t for vpn, t in vcpu.tlb.items() if t.is_global}
+        vcpu.large = {key: t for key, t in vcpu.large.items() if t.is_global}
+        vcpu.paging_structures.clear()
+        if self.spec.name == "pae":
+            assert cr3 % 32 == cr3 >> 32 == 0
+            vcpu.top = [self.read(cr3 + 8 * i, 8) for i in range(4)]
+            for entry in vcpu.top:  # else the load is a general-protection fault
+                assert not entry & 1 or not entry & (0x1E6 | _RESERVED | 0xFFF << 52)
 
     # -- memory ---------------------------------------------------------------------------------
 
@@ -160,6 +174,12 @@ class FlatMachine:
             table, rights = cached
         else:
             for level in reversed(self.spec.levels[1:]):
+                if vcpu.top and level is self.spec.levels[-1]:
+                    entry = vcpu.top[gva >> 30]
+                    if not entry & _P:
+                        return None
+                    table = entry & _FRAME
+                    continue
                 gpa = table + level.index(gva) * width
                 entry = self.read(gpa, width)
                 if not entry & _P:
@@ -418,10 +438,7 @@ class FlatMachine:
                 self._forget(vcpu, gva >> 12)
                 vcpu.paging_structures.clear()
             case op.LoadControl(3, value):
-                vcpu.cr3 = value
-                vcpu.tlb = {vpn: t for vpn, t in vcpu.tlb.items() if t.is_global}
-                vcpu.large = {key: t for key, t in vcpu.large.items() if t.is_global}
-                vcpu.paging_structures.clear()
+                self._load_root(vcpu, value)
             case op.SetInterrupts(enabled):
                 vcpu.result = int(vcpu.interrupts)
                 vcpu.shadow = enabled and not vcpu.interrupts

@@ -159,3 +159,36 @@ def test_a_large_page_needs_no_mode_bit_and_serves_two_megabytes(engine: str) ->
     assert not rig.missed(GVA + 0x1000)
     assert rig.access(GVA, 2) == (GVA, 0x15)
     assert rig.access(GVA, READ) == (3 << 9) + 5
+
+
+@pytest.mark.shows("H3", "H7")
+def test_siblings_that_loaded_one_root_at_different_times_use_no_entry_of_each_other(
+    engine: str,
+) -> None:
+    rig = machine(engine)
+    sibling = rig.new_cpu(1)
+    sibling.set_modes(wp=True, pse=False, pge=False, nxe=True)
+    rig.set_word(ROOT_AT + 8, 0)
+    sibling.load_root(ROOT_AT)
+    rig.set_word(ROOT_AT + 8, DIRECTORY * PAGE | P)
+    assert rig.reads(GVA) == DATA
+    assert rig.access(GVA, READ, True, sibling) == (GVA, 4)
+    assert rig.reads(GVA) == DATA
+    assert not rig.missed(GVA)
+    sibling.load_root(ROOT_AT)
+    assert rig.access(GVA, READ, True, sibling) == DATA
+    assert rig.reads(GVA) == DATA
+    assert len(rig.tlb.entries()) == 2
+    rig.tlb.check()
+
+
+@pytest.mark.shows("H3", "H7")
+def test_roots_that_differ_in_any_of_their_27_bits_never_share_an_entry(engine: str) -> None:
+    rig = machine(engine)
+    tags = set()
+    for bit in (None, *range(5, 32)):
+        rig.cpu.reg[m.R_ROOT] = ROOT_AT if bit is None else ROOT_AT ^ 1 << bit
+        rig.cpu._tag()
+        tags.add(rig.cpu.reg[m.R_TAG])
+    assert len(tags) == 28
+    assert all(0 <= tag < 1 << 59 and tag & 0xFF_FFFF == 0 for tag in tags)

@@ -15,6 +15,7 @@ from penumbra.hw.formats import (
     CR0_WP,
     IA32,
     NX,
+    PAE,
     PF_I,
     PF_P,
     PF_RSVD,
@@ -31,6 +32,8 @@ from penumbra.hw.formats import (
 from penumbra.hw.streams import FETCH, READ, WRITE
 from tests.actors.vmm.bench import LINK, PROTECTED, USED, Bench, Faulted, Seen, patch
 
+# Where no rights, no A and no trace of the root are at stake.
+every_format = pytest.mark.parametrize("spec", [IA32, PAE, X86_64], ids=lambda spec: spec.name)
 both_formats = pytest.mark.parametrize("spec", [IA32, X86_64], ids=lambda spec: spec.name)
 
 GVA = 0x1000
@@ -137,7 +140,7 @@ def test_a_first_access_sets_a_and_a_first_write_sets_d(spec: FormatSpec) -> Non
     bench.assert_coherent()
 
 
-@pytest.mark.parametrize("spec", [IA32, X86_64], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [IA32, PAE, X86_64], ids=lambda spec: spec.name)
 @pytest.mark.shows("I4", "P5")
 def test_a_guest_that_clears_a_and_d_and_flushes_sees_them_set_again(spec: FormatSpec) -> None:
     bench = started(spec)
@@ -152,7 +155,7 @@ def test_a_guest_that_clears_a_and_d_and_flushes_sees_them_set_again(spec: Forma
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("V5", "A40 Fig. 8: 816")
 def test_a_shadow_with_fewer_rights_than_the_guest_gave_is_repaired_unseen(
     spec: FormatSpec,
@@ -166,7 +169,7 @@ def test_a_shadow_with_fewer_rights_than_the_guest_gave_is_repaired_unseen(
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("V5")
 def test_an_entry_made_present_needs_no_flush(spec: FormatSpec) -> None:
     bench = started(spec, 0)
@@ -177,7 +180,7 @@ def test_an_entry_made_present_needs_no_flush(spec: FormatSpec) -> None:
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("V5", "V6")
 def test_a_store_to_a_traced_page_is_the_monitors_to_make(spec: FormatSpec) -> None:
     bench = Bench(spec)
@@ -203,7 +206,7 @@ def test_a_frame_the_machine_has_not_reads_as_ones_and_swallows_stores() -> None
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("V5", "P5")
 def test_without_cr0_wp_a_supervisor_writes_where_it_may_only_read(spec: FormatSpec) -> None:
     bench = started(spec, P | U | A)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import pytest
 
 from penumbra.actors.vmm.schemes import Scheme
-from penumbra.hw.formats import IA32, X86_64, A, D, FormatSpec, P, U, W
+from penumbra.hw.formats import IA32, PAE, X86_64, A, D, FormatSpec, P, U, W
 from penumbra.hw.operations import CompareExchange, Exchange
 from tests.actors.vmm.bench import LINK, USED, Bench, Seen, patch, shootdown
 
+# Where no rights, no A and no trace of the root are at stake.
+every_format = pytest.mark.parametrize("spec", [IA32, PAE, X86_64], ids=lambda spec: spec.name)
 both_formats = pytest.mark.parametrize("spec", [IA32, X86_64], ids=lambda spec: spec.name)
 
 VCPU_A, VCPU_B, VCPU_C, VCPU_D = range(4)
@@ -37,7 +39,7 @@ def in_channels(bench: Bench) -> list[list[int]]:
     return [[bench.matrix.occupancy(*pair) for pair in row] for row in bench.matrix.channels()]
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("P3", "A40 Fig. 11: 831 832 834 838 840 842 848")
 def test_832_only_those_who_derived_from_the_entry_are_told(spec: FormatSpec) -> None:
     bench, second, _ = page_table_292a(spec, patch())
@@ -49,7 +51,7 @@ def test_832_only_those_who_derived_from_the_entry_are_told(spec: FormatSpec) ->
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("P3", "A40 Fig. 11: 832")
 def test_without_832_every_vcpu_is_told(spec: FormatSpec) -> None:
     bench, second, _ = page_table_292a(spec, patch(tell_all=True))
@@ -62,7 +64,7 @@ def test_without_832_every_vcpu_is_told(spec: FormatSpec) -> None:
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("P3", "P12")
 def test_a_bystander_writes_by_its_own_channels(spec: FormatSpec) -> None:
     bench, second, _ = page_table_292a(spec, patch())
@@ -73,7 +75,7 @@ def test_a_bystander_writes_by_its_own_channels(spec: FormatSpec) -> None:
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("V6", "P3")
 def test_nobody_is_told_of_an_entry_nothing_derives_from(spec: FormatSpec) -> None:
     bench, second, other = page_table_292a(spec, patch())
@@ -84,7 +86,7 @@ def test_nobody_is_told_of_an_entry_nothing_derives_from(spec: FormatSpec) -> No
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("P3", "A40 Fig. 11: 836 837")
 def test_836_stores_to_one_entry_coalesce_into_its_patch(spec: FormatSpec) -> None:
     bench, second, _ = page_table_292a(spec, patch())
@@ -97,7 +99,7 @@ def test_836_stores_to_one_entry_coalesce_into_its_patch(spec: FormatSpec) -> No
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("P3", "P10", "A40 Fig. 11: 838 844")
 def test_844_a_full_channel_shoots_down_its_own_consumer_and_no_other(spec: FormatSpec) -> None:
     bench, second, other = page_table_292a(spec, patch(capacity=1))
@@ -117,7 +119,7 @@ def test_844_a_full_channel_shoots_down_its_own_consumer_and_no_other(spec: Form
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("P10", "K3")
 def test_844_a_producer_shoots_itself_down_too(spec: FormatSpec) -> None:
     bench, second, other = page_table_292a(spec, patch(capacity=1))
@@ -130,7 +132,7 @@ def test_844_a_producer_shoots_itself_down_too(spec: FormatSpec) -> None:
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("S1", "P10")
 def test_immediate_propagation_shoots_every_consumer_down_at_the_store(spec: FormatSpec) -> None:
     bench, second, _ = page_table_292a(spec, shootdown())
@@ -167,7 +169,7 @@ def test_831_one_patch_for_each_entry_a_store_touches(offset: int, size: int, to
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("P3", "G3")
 def test_831_locked_operations_are_made_as_the_guest_meant_them(spec: FormatSpec) -> None:
     bench, second, _ = page_table_292a(spec, patch())

@@ -15,6 +15,7 @@ from penumbra.actors.vmm.schemes import Scheme
 from penumbra.hw.formats import (
     CR4_PGE,
     IA32,
+    PAE,
     PF_P,
     PF_U,
     PF_W,
@@ -31,6 +32,8 @@ from penumbra.hw.formats import (
 from penumbra.hw.streams import WRITE
 from tests.actors.vmm.bench import CR4, LINK, USED, Bench, Faulted, Seen, patch
 
+# Where no rights, no A and no trace of the root are at stake.
+every_format = pytest.mark.parametrize("spec", [IA32, PAE, X86_64], ids=lambda spec: spec.name)
 both_formats = pytest.mark.parametrize("spec", [IA32, X86_64], ids=lambda spec: spec.name)
 update_and_invalidate = pytest.mark.parametrize(
     "scheme", [patch(), patch("invalidate")], ids=["update", "invalidate"]
@@ -61,7 +64,7 @@ def uses(bench: Bench, vcpu: int = 0) -> list[int | Faulted]:
     return [bench.access(vcpu, gva) for gva in (FIRST, SECOND)]
 
 
-@both_formats
+@every_format
 @update_and_invalidate
 @pytest.mark.shows("P4", "P5", "A40 Fig. 12: 862 864 866 868 872 874 876 878")
 def test_868_invlpg_covers_its_own_leaf_and_leaves_the_other_patch(
@@ -79,7 +82,7 @@ def test_868_invlpg_covers_its_own_leaf_and_leaves_the_other_patch(
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @update_and_invalidate
 @pytest.mark.shows("P4", "P5", "A40 Fig. 12: 868 870")
 def test_870_a_patch_may_wait_for_many_events(spec: FormatSpec, scheme: Scheme) -> None:
@@ -94,7 +97,7 @@ def test_870_a_patch_may_wait_for_many_events(spec: FormatSpec, scheme: Scheme) 
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @update_and_invalidate
 @pytest.mark.shows("P5")
 def test_an_event_is_one_only_where_it_happens(spec: FormatSpec, scheme: Scheme) -> None:
@@ -105,7 +108,7 @@ def test_an_event_is_one_only_where_it_happens(spec: FormatSpec, scheme: Scheme)
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @update_and_invalidate
 @pytest.mark.shows("P5", "A40c 54")
 def test_a_cr3_load_drains_what_was_postponed_under_another_root(
@@ -125,7 +128,7 @@ def test_a_cr3_load_drains_what_was_postponed_under_another_root(
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("P5", "S1")
 def test_shadows_survive_context_switches(spec: FormatSpec) -> None:
     bench, _, _ = two_pages(spec, patch())
@@ -143,7 +146,7 @@ def test_shadows_survive_context_switches(spec: FormatSpec) -> None:
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @update_and_invalidate
 @pytest.mark.shows("P5")
 def test_a_delivered_fault_covers_the_entries_its_own_address_uses(
@@ -191,7 +194,7 @@ def test_rights_taken_at_any_level_are_gone_after_the_event(
         bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("P4", "A40 Fig. 12: 874", "A40c 51")
 def test_874_updating_spares_the_next_access_its_exit(spec: FormatSpec) -> None:
     bench, first, second = two_pages(spec, patch())
@@ -201,7 +204,7 @@ def test_874_updating_spares_the_next_access_its_exit(spec: FormatSpec) -> None:
     assert bench.take_log() == []
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("P4", "A40 Fig. 12: 874", "A40c 50")
 def test_874_invalidating_leaves_it_to_the_next_access(spec: FormatSpec) -> None:
     bench, first, second = two_pages(spec, patch("invalidate"))
@@ -229,7 +232,7 @@ def accessed_only(bench: Bench) -> None:
     bench.memory.store(first, bench.spec.entry_bytes, bench.entry(first) & ~A)
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("P9", "A40c 49", "A40c 51", "A40c 52", "A40 Fig. 12: 866 874")
 @pytest.mark.parametrize(
     ("meanwhile", "order", "used"),
@@ -264,7 +267,7 @@ def test_874_the_derived_value_is_used_only_while_it_is_valid(
     assert bench.access(0, FIRST) == used
 
 
-@both_formats
+@every_format
 @update_and_invalidate
 @pytest.mark.shows("P5")
 def test_global_translations_outlive_cr3_loads_and_end_at_invlpg(
@@ -284,7 +287,7 @@ def test_global_translations_outlive_cr3_loads_and_end_at_invlpg(
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @update_and_invalidate
 @pytest.mark.shows("G7", "P5")
 def test_an_event_anywhere_in_a_large_page_covers_all_of_it(
@@ -309,7 +312,7 @@ def test_an_event_anywhere_in_a_large_page_covers_all_of_it(
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @update_and_invalidate
 @pytest.mark.shows("P5", "I4")
 def test_a_write_through_a_clean_large_page_dirties_it(spec: FormatSpec, scheme: Scheme) -> None:
@@ -345,7 +348,7 @@ def test_one_table_under_two_uppers_keeps_the_rights_of_each() -> None:
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @update_and_invalidate
 @pytest.mark.shows("P5", "H5")
 def test_an_event_ends_a_global_translation_of_another_address_space(

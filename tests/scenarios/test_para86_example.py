@@ -9,10 +9,10 @@ from __future__ import annotations
 import pytest
 
 from penumbra.actors.vmm.schemes import Scheme
-from penumbra.hw.formats import IA32, X86_64, FormatSpec
+from penumbra.hw.formats import IA32, PAE, X86_64, FormatSpec
 from tests.actors.vmm.bench import USED, Bench, patch, shootdown
 
-both_formats = pytest.mark.parametrize("spec", [IA32, X86_64], ids=lambda spec: spec.name)
+every_format = pytest.mark.parametrize("spec", [IA32, PAE, X86_64], ids=lambda spec: spec.name)
 patch_schemes = pytest.mark.parametrize(
     "scheme", [patch(), patch("invalidate"), patch(capacity=1)], ids=["update", "invalidate", "one"]
 )
@@ -40,7 +40,7 @@ class Example:
         return [self.bench.access(vcpu, gvpn) for vcpu in (A, C)]
 
 
-@both_formats
+@every_format
 @patch_schemes
 @pytest.mark.shows("P12", "P5", "A40 ¶86-90")
 def test_a_remap_is_seen_by_each_vcpu_after_its_own_invlpg(
@@ -59,7 +59,7 @@ def test_a_remap_is_seen_by_each_vcpu_after_its_own_invlpg(
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("P12", "S1", "A40 ¶91")
 def test_a_shadow_page_table_shootdown_leaves_nothing_to_the_events(spec: FormatSpec) -> None:
     example = Example(spec, shootdown())
@@ -75,7 +75,7 @@ def test_a_shadow_page_table_shootdown_leaves_nothing_to_the_events(spec: Format
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @patch_schemes
 @pytest.mark.shows("P12", "P3", "P4", "A40 ¶105-122")
 def test_a_writes_c_flushes_and_a_is_left_as_it_was(spec: FormatSpec, scheme: Scheme) -> None:
@@ -94,7 +94,7 @@ def test_a_writes_c_flushes_and_a_is_left_as_it_was(spec: FormatSpec, scheme: Sc
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @patch_schemes
 @pytest.mark.shows("P12", "G1", "A40 ¶24")
 def test_a_bystander_changes_a_table_it_does_not_use(spec: FormatSpec, scheme: Scheme) -> None:
@@ -109,7 +109,7 @@ def test_a_bystander_changes_a_table_it_does_not_use(spec: FormatSpec, scheme: S
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @patch_schemes
 @pytest.mark.shows("P12", "A40c 48", "A40c 53", "A40c 60")
 def test_claim_48_two_entries_two_channels_two_events(spec: FormatSpec, scheme: Scheme) -> None:
@@ -130,7 +130,7 @@ def test_claim_48_two_entries_two_channels_two_events(spec: FormatSpec, scheme: 
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @patch_schemes
 @pytest.mark.shows("P12", "A40c 54", "A40c 61")
 def test_claim_61_one_entry_is_both_the_first_and_the_second(

@@ -9,10 +9,10 @@ from __future__ import annotations
 import pytest
 
 from penumbra.actors.core import Order
-from penumbra.hw.formats import IA32, PF_P, PF_U, PF_W, X86_64, A, D, FormatSpec, P, U, W
+from penumbra.hw.formats import IA32, PAE, PF_P, PF_U, PF_W, X86_64, A, D, FormatSpec, P, U, W
 from tests.actors.vmm.bench import LINK, USED, Bench, Faulted, patch
 
-both_formats = pytest.mark.parametrize("spec", [IA32, X86_64], ids=lambda spec: spec.name)
+every_format = pytest.mark.parametrize("spec", [IA32, PAE, X86_64], ids=lambda spec: spec.name)
 
 GVA = 0x1000
 OLD, MIDDLE, LAST = 40, 41, 42
@@ -33,7 +33,7 @@ def two_producers(spec: FormatSpec, order: Order, last: int) -> Bench:
     return bench
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("P9", "race 1")
 @pytest.mark.parametrize(
     ("last", "write", "read"),
@@ -53,7 +53,7 @@ def test_race_1_the_later_store_of_another_producer_counts(
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("P9", "race 1")
 @pytest.mark.parametrize(
     "last", [LAST << 12 | USED, MIDDLE << 12 | READ_ONLY, MIDDLE << 12 | CLEAN]
@@ -93,7 +93,7 @@ def traced_between_post_and_event(spec: FormatSpec, order: Order) -> tuple[Bench
     return bench, region, GVA
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("P9", "V6", "race 5")
 def test_race_5_a_derived_value_older_than_a_trace_is_not_used(spec: FormatSpec) -> None:
     bench, region, gva = traced_between_post_and_event(spec, Order.CORRECT)
@@ -104,7 +104,7 @@ def test_race_5_a_derived_value_older_than_a_trace_is_not_used(spec: FormatSpec)
     bench.assert_coherent()
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("P9", "V6", "race 5")
 def test_race_5_without_the_count_check_a_store_to_a_table_is_never_seen(spec: FormatSpec) -> None:
     bench, region, gva = traced_between_post_and_event(spec, Order.NO_COUNT_CHECK)
@@ -114,7 +114,7 @@ def test_race_5_without_the_count_check_a_store_to_a_table_is_never_seen(spec: F
     assert not bench.oracle.verdict().coherent
 
 
-@both_formats
+@every_format
 @pytest.mark.shows("P4")
 def test_a_patch_left_in_its_channel_and_forgotten_is_lost(spec: FormatSpec) -> None:
     for order, used in ((Order.CORRECT, LAST), (Order.LEFT_UNMARKED, OLD)):

@@ -47,6 +47,7 @@ class Cpu:
     pse: bool = True
     pge: bool = False
     nxe: bool = False
+    top: list[int] = field(default_factory=list)  # PAE: the four registers
     uppers: set[Upper] = field(default_factory=set)
     leaves: set[Leaf] = field(default_factory=set)
 
@@ -78,6 +79,14 @@ class Reference:
         """
         top = len(self.shifts) - 1
         open_ways = [Upper(top + 1, 0, cpu.cr3 & ~0xFFF, True, True, True)]
+        if cpu.top:
+            entry = cpu.top[gva >> 30]
+            if not entry & 1:
+                if not loading:
+                    yield 0
+                return
+            open_ways = [Upper(top, gva >> 30, entry & 0xFF_FFFF_F000, True, True, True)]
+            top -= 1
         for level in range(top, -1, -1):
             prefix = gva >> self.shifts[level]
             below = {up for up in cpu.uppers if up.level == level and up.prefix == prefix}
@@ -95,7 +104,8 @@ class Reference:
                 u = way.u and bool(value & 4)
                 x = way.x and not value >> 63
                 large = level > 0 and bool(value & 0x80) and (cpu.pse or self.width == 8)
-                if self.width == 8 and value >> 63 and not cpu.nxe:
+                unmarked = bool(value >> 63) and not cpu.nxe
+                if self.width == 8 and (unmarked or (cpu.top and value >> 52 & 0x7FF)):
                     if not loading:
                         yield 9
                 elif level == 0 or large:

@@ -78,6 +78,32 @@ _X86_64 = World(
     },
 )  # fmt: skip
 
+# Root 1 and root 0x1020 lie in one frame. Directories 2 and 3, tables 4 and 5.
+_PAE_WORLD = World(
+    name="pae",
+    shifts=[12, 21, 30],
+    cr4=PAE | PGE,
+    efer=NXE,
+    roots=[0x1000, 0x1020],
+    pages=[0x0000, 0x1000, 0x20_0000, 0x4000_0000],
+    frames=[4, 8, 9, 512],
+    first={
+        0x1000: 0x2001, 0x1020: 0x3001, 0x1028: 0x2001, 0x2000: 0x4027, 0x3000: 0x5027,
+        0x4000: 0x8067, 0x5000: 0x9067,
+    },
+    choices={
+        0x1000: [0, 0x2001, 0x3001, 0x2003, 0x1 << 52 | 0x3001],
+        0x1008: [0, 0x2001, 0x3001],
+        0x1020: [0, 0x2001],
+        0x2000: [0, 0x4027, 0x5027, 0xE7, 0x1E7, 0x8000_0000_0000_4027, 0x10_0000_0000_5027],
+        0x2008: [0, 0x4027, 0x5027],
+        0x3000: [0, 0x4027, 0x4023],
+        0x4000: _LONG_LEAF,
+        0x4008: [0, 0x8067, 0x10_0000_0000_9067],
+        0x5000: _LONG_LEAF,
+    },
+)  # fmt: skip
+
 _LARGE = World(
     name="ia32",
     shifts=[12, 22],
@@ -124,8 +150,8 @@ _DEEP = World(
 )
 _WORLDS = pytest.mark.parametrize(
     "world",
-    [_IA32, _LARGE, _LINKS, _X86_64, _DEEP],
-    ids=["two levels", "large pages", "links", "four levels", "deep links"],
+    [_IA32, _LARGE, _LINKS, _X86_64, _DEEP, _PAE_WORLD],
+    ids=["two levels", "large pages", "links", "four levels", "deep links", "registers"],
 )
 
 
@@ -160,9 +186,21 @@ class Pair:
         self.reference.cpus = [
             Cpu(world.roots[0], pse=True, pge=True, nxe=bool(world.efer)) for _ in range(2)
         ]
+        for cpu in self.reference.cpus:
+            assert self.load_registers(cpu)
         self.cr0 = [PAGING | WP] * 2
         self.cr4 = [world.cr4] * 2
         self.reference.settle()
+
+    def load_registers(self, cpu: Cpu) -> bool:
+        """Load what PAE holds in registers; tell whether hardware accepts it."""
+        if self.world.name != "pae":
+            return True
+        entries = [self.rig.peek((cpu.cr3 & ~31) + 8 * i) for i in range(4)]
+        if any(entry & 1 and entry & 0xFFF0_0000_0000_01E6 for entry in entries):
+            return False
+        cpu.top = entries
+        return True
 
     def do(self, step: Step) -> None:
         what, vcpu, where, value = step
@@ -176,6 +214,10 @@ class Pair:
             self.rig.oracle.event(vcpu, "INVLPG", where)
             self.reference.invlpg(cpu, where)
         elif what == "root":
+            before, cpu.cr3 = cpu.cr3, where
+            if not self.load_registers(cpu):
+                cpu.cr3 = before
+                return
             self.rig.oracle.event(vcpu, "CR3", where)
             self.reference.load_root(cpu, where)
         elif what == "fault":
@@ -194,6 +236,8 @@ class Pair:
             self.cr0[vcpu] ^= bit
             cpu.wp = not cpu.wp
             self.rig.oracle.event(vcpu, "CR0", self.cr0[vcpu])
+            return
+        if not self.load_registers(cpu):
             return
         self.cr4[vcpu] ^= bit
         if bit == PSE:

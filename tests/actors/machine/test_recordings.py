@@ -1,4 +1,4 @@
-"""Recorded 32-bit programs replay on IA-32 paging, at their own addresses, alike everywhere."""
+"""Recorded 32-bit programs replay on IA-32 and PAE paging, at their own addresses, alike."""
 
 from __future__ import annotations
 
@@ -59,9 +59,11 @@ SYSCALL[702,1](252) exit_group( 2 ) --> [pre-success] Success(0x0)
 """
 
 
-def replayed(workload: Workload, scheme: str, vcpus: int) -> list[tuple[Any, ...]]:
+def replayed(
+    workload: Workload, scheme: str, vcpus: int, paging: str = "ia32"
+) -> list[tuple[Any, ...]]:
     """Run a recording under the oracle; return what must be the same under every scheme."""
-    _, summary, verdict = run_machine(workload, scheme, vcpus=vcpus, paging="ia32")
+    _, summary, verdict = run_machine(workload, scheme, vcpus=vcpus, paging=paging)
     assert verdict is not None
     assert verdict.coherent, verdict
     assert summary["ended"] == "finished"
@@ -69,7 +71,7 @@ def replayed(workload: Workload, scheme: str, vcpus: int) -> list[tuple[Any, ...
     return [tuple(process[key] for key in keys) for process in summary["processes"]]
 
 
-@pytest.mark.shows("G9", "H2", "S3")
+@pytest.mark.shows("G9", "H2", "H3", "S3")
 @pytest.mark.parametrize("vcpus", [1, 3])
 def test_calls_of_32_bits_and_a_stack_at_the_top_replay_under_every_scheme(
     vcpus: int, tmp_path: Path
@@ -84,15 +86,20 @@ def test_calls_of_32_bits_and_a_stack_at_the_top_replay_under_every_scheme(
     }  # fmt: skip
     assert int(recording.processes[0].stream.pages.max()) == 0xFFFFF
     workload = recorded_workload(tmp_path / "small.trace")
-    native, *others = [replayed(workload, scheme, vcpus) for scheme in SCHEMES]
+    native, *others = [
+        replayed(workload, scheme, vcpus, paging)
+        for paging in ("ia32", "pae")
+        for scheme in SCHEMES
+    ]
     assert sorted(row[1] for row in native) == ["exit 0", "exit 1", "exit 2"]
-    assert others == [native, native]
+    assert others == [native] * 5
 
 
-@pytest.mark.shows("G9", "H2", "S3")
+@pytest.mark.shows("G9", "H2", "H3", "S3")
 @pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="too slow without numba")
 def test_the_shipped_32_bit_recording_replays_alike_under_every_scheme() -> None:
     workload = recorded_workload(WORKERS)
     native, *others = [replayed(workload, scheme, 4) for scheme in SCHEMES]
     assert len(native) == 26
     assert others == [native, native]
+    assert replayed(workload, "patch", 4, "pae") == native

@@ -33,7 +33,7 @@ from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.hw import mmu_layout as m
 from penumbra.hw import operations as o
 from penumbra.hw.cpu import PhysicalCpu
-from penumbra.hw.exits import Done, Exit, PageFault, TlbMiss
+from penumbra.hw.exits import Done, Exit, GeneralProtection, PageFault, TlbMiss
 from penumbra.hw.formats import (
     CR0_PE,
     CR0_PG,
@@ -60,7 +60,7 @@ from penumbra.hw.tlb import Tlb, TlbGeometry
 LINK = P | W | U | A  # an upper entry
 USED = P | W | U | A | D  # a leaf that has been written through
 PROTECTED = CR0_PE | CR0_PG | CR0_WP
-CR4 = {"ia32": CR4_PSE | CR4_PGE, "x86-64": CR4_PAE | CR4_PGE}
+CR4 = {"ia32": CR4_PSE | CR4_PGE, "pae": CR4_PAE | CR4_PGE, "x86-64": CR4_PAE | CR4_PGE}
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,8 @@ class Bench:
         for above in range(self.spec.top, level, -1):
             at = self.at(table, above, gva)
             if not self.entry(at) & P:
-                self.memory.store(at, self.spec.entry_bytes, self.frame() << PAGE_SHIFT | link)
+                bits = P if above == self.spec.top and self.spec.root_registers else link
+                self.memory.store(at, self.spec.entry_bytes, self.frame() << PAGE_SHIFT | bits)
             table = (self.entry(at) & self.spec.frame_mask) >> PAGE_SHIFT
         at = self.at(table, level, gva)
         self.memory.store(at, self.spec.entry_bytes, gfn << PAGE_SHIFT | flags)
@@ -192,9 +193,9 @@ class Bench:
         for i, submm in enumerate(self.submms):
             registers = submm.registers
             registers.cr0, registers.cr4, registers.efer = cr0, cr4, efer
-            self._set_modes(i)
             cr3 = roots[min(i, len(roots) - 1)] << PAGE_SHIFT
-            self._load_root(i, cr3)
+            assert self._load_root(i, cr3) is None
+            self._set_modes(i)
             self.oracle.registers(i, cr0, cr3, cr4, efer)
 
     # ---- what a guest does ----------------------------------------------------------------------
@@ -259,24 +260,30 @@ class Bench:
         self._flush(vcpu)
         self.oracle.event(vcpu, "INVLPG", gva)
 
-    def load_cr3(self, vcpu: int, root: int) -> None:
-        """Load CR3 with a guest frame."""
-        self._load_root(vcpu, root << PAGE_SHIFT)
-        self.oracle.event(vcpu, "CR3", root << PAGE_SHIFT)
+    def load_cr3(self, vcpu: int, root: int, offset: int = 0) -> GeneralProtection | None:
+        """Load CR3 with a guest frame, or an address in it; return why the CPU refuses."""
+        cr3 = root << PAGE_SHIFT | offset
+        refused = self._load_root(vcpu, cr3)
+        if refused is None:
+            self.oracle.event(vcpu, "CR3", cr3)
+        return refused
 
-    def load_cr0(self, vcpu: int, value: int) -> None:
+    def load_cr0(self, vcpu: int, value: int) -> GeneralProtection | None:
         """Load CR0."""
-        self._load_mode(vcpu, 0, value)
+        return self._load_mode(vcpu, 0, value)
 
-    def load_cr4(self, vcpu: int, value: int) -> None:
+    def load_cr4(self, vcpu: int, value: int) -> GeneralProtection | None:
         """Load CR4."""
-        self._load_mode(vcpu, 4, value)
+        return self._load_mode(vcpu, 4, value)
 
-    def _load_mode(self, vcpu: int, register: int, value: int) -> None:
-        self.submms[vcpu].load_mode(register, value)
+    def _load_mode(self, vcpu: int, register: int, value: int) -> GeneralProtection | None:
+        refused = self.submms[vcpu].load_mode(register, value)
+        if isinstance(refused, GeneralProtection):
+            return refused
         self._set_modes(vcpu)
         self._flush(vcpu)
         self.oracle.event(vcpu, f"CR{register}", value)
+        return None
 
     def untrace(self, gfn: int) -> None:
         """Stop tracing a guest frame: every VCPU forgets what it derived from it first."""
@@ -375,11 +382,14 @@ class Bench:
         self.oracle.fault(vcpu, gva, error, user)
         return Faulted(error)
 
-    def _load_root(self, vcpu: int, cr3: int) -> None:
+    def _load_root(self, vcpu: int, cr3: int) -> GeneralProtection | None:
         while isinstance(root := self.submms[vcpu].load_root(cr3), PlaceTraces):
             self.place(root.gfns)
+        if isinstance(root, GeneralProtection):
+            return root
         self._flush(vcpu)
-        self.cpus[vcpu].load_root(root)
+        assert self.cpus[vcpu].load_root(root) is None
+        return None
 
     def _set_modes(self, vcpu: int) -> None:
         # The hardware's WP stays set: a supervisor's store to a read-only page must exit.
@@ -391,6 +401,10 @@ class Bench:
         cpu.flush_all()
 
     def _flush(self, vcpu: int) -> None:
+        space = self.submms[vcpu].space
+        if space.take_reload() and space.root is not None:
+            self.log.append(Seen("reloaded", vcpu))
+            assert self.cpus[vcpu].load_root(space.root.pfn << PAGE_SHIFT) is None
         for gva in self.submms[vcpu].space.take_flushes():
             if gva == FLUSH_ALL:
                 self.cpus[vcpu].flush_all()
@@ -421,6 +435,10 @@ class Bench:
         for submm, cpu in zip(self.submms, self.cpus, strict=True):
             submm.check()
             cpu.tlb.check()
+            for index in range(self.spec.root_registers if submm.space.root else 0):
+                assert submm.space.root is not None
+                held = cpu.reg[m.R_TOP + index] & ((1 << 64) - 1)
+                assert held == submm.space.entry(submm.space.root, index), "registers are behind"
             frames = [page.pfn for page in submm.space.all_pages()]
             taken += frames
             for value in cpu.tlb.entries().values():

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penumbra.actors.vmm.schemes import Scheme
-from penumbra.hw.formats import CR0_WP, IA32, NX, PS, X86_64, A, D, FormatSpec, G, P, U, W
+from penumbra.hw.formats import CR0_WP, IA32, NX, PAE, PS, X86_64, A, D, FormatSpec, G, P, U, W
 from penumbra.hw.operations import Fill
 from penumbra.hw.streams import FETCH, READ, WRITE
 
@@ -125,7 +125,38 @@ X86_64_WORLD = World(
     pages=(0x0, 0x1000, 0x20_0000, 0x4000_0000, 0x80_0000_0000, 0x80_4000_1000),
     window=0xFFFF_FF80_0000_0000,
 )
-WORLDS = {"ia32": IA32_WORLD, "x86-64": X86_64_WORLD}
+# 12 and 13 are directories; what an entry of a root becomes may be refused at the next load.
+PAE_WORLD = World(
+    PAE,
+    choices={
+        (1, 0): (0, frame(12, P), frame(13, P), frame(1, P), frame(12, P | W)),
+        (1, 1): (0, frame(12, P), frame(13, P)),
+        (2, 0): (0, frame(12, P), frame(13, P), frame(40, P)),
+        (12, 0): (0, frame(4, LINK), frame(5, LINK), frame(4, P | W | A), frame(0, USED | PS)),
+        (12, 1): (0, frame(4, LINK | NX), frame(0x200, USED | PS), frame(0, USED | PS | G)),
+        (13, 0): (0, frame(5, LINK), frame(13, LINK), frame(1, LINK)),
+        (4, 0): (*LEAVES, frame(8, USED | NX)),
+        (4, 1): LEAVES,
+        (5, 0): LEAVES,
+    },
+    first={
+        (1, 0): frame(12, P),
+        (1, 1): frame(13, P),
+        (2, 0): frame(13, P),
+        (12, 0): frame(4, LINK),
+        (12, 1): frame(5, LINK),
+        (13, 0): frame(5, LINK),
+        (4, 0): frame(8, USED),
+        (4, 1): frame(9, USED),
+        (5, 0): frame(10, USED),
+        (1, 3): frame(14, P),
+        (2, 3): frame(14, P),
+        (14, 0): frame(WINDOW_TABLE, LINK),
+    },
+    pages=(0x0, 0x1000, 0x20_0000, 0x4000_0000, 0x4000_1000),
+    window=0xC000_0000,
+)
+WORLDS = {"ia32": IA32_WORLD, "pae": PAE_WORLD, "x86-64": X86_64_WORLD}
 
 SCHEMES = {
     "shootdown": shootdown(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from penumbra.actors.vmm.schemes import Scheme
-from penumbra.hw.formats import IA32, PS, X86_64, FormatSpec, G
+from penumbra.hw.formats import IA32, PAE, PS, X86_64, FormatSpec, G
 from penumbra.hw.operations import Fill
 from penumbra.hw.streams import READ, WRITE
 
@@ -19,14 +19,14 @@ from .bench import LINK, USED, Bench, patch, shootdown
 SCHEMES = [patch(), patch("invalidate"), patch(capacity=1), shootdown()]
 IDS = ["patch", "patch-invalidate", "patch-one-slot", "shootdown"]
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=IDS)
-both_formats = pytest.mark.parametrize("spec", [IA32, X86_64], ids=lambda spec: spec.name)
+every_format = pytest.mark.parametrize("spec", [IA32, PAE, X86_64], ids=lambda spec: spec.name)
 
 PAGE, NEIGHBOUR, ELSEWHERE = 0x1000, 0x2000, 0x3F_0000
 X, Y = 40, 41  # data frames
 
 
 @every_scheme
-@both_formats
+@every_format
 @pytest.mark.shows("P4", "V2")
 def test_a_table_linked_again_is_drained_first(spec: FormatSpec, scheme: Scheme) -> None:
     bench = Bench(spec, scheme)
@@ -74,7 +74,7 @@ def test_the_entry_a_fill_installs_is_heard_of_though_its_patch_was_drained_on_t
 
 
 @every_scheme
-@both_formats
+@every_format
 @pytest.mark.shows("G7", "V2")
 def test_pieces_of_a_large_page_do_not_come_back(spec: FormatSpec, scheme: Scheme) -> None:
     large = spec.levels[1].shift
@@ -101,7 +101,7 @@ def test_pieces_of_a_large_page_do_not_come_back(spec: FormatSpec, scheme: Schem
 
 
 @every_scheme
-@both_formats
+@every_format
 @pytest.mark.shows("G7", "V2")
 def test_a_table_whose_frame_becomes_the_large_page_is_unlinked(
     spec: FormatSpec, scheme: Scheme
@@ -206,7 +206,7 @@ def test_a_store_may_cross_from_a_page_into_a_traced_one(scheme: Scheme) -> None
 
 
 @every_scheme
-@both_formats
+@every_format
 @pytest.mark.shows("G7", "H5")
 def test_no_piece_of_a_global_large_page_outlives_an_event_in_it(
     spec: FormatSpec, scheme: Scheme
