@@ -17,6 +17,7 @@ from penumbra.hw import operations as o
 from penumbra.hw.compiled import Kernels, kernels_for
 from penumbra.hw.exits import (
     BudgetSpent,
+    BufferFull,
     Done,
     Exit,
     GeneralProtection,
@@ -29,6 +30,7 @@ from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, FormatSpec
 from penumbra.hw.memory import Ram
 from penumbra.hw.streams import FETCH, READ, WRITE, AccessStream
 from penumbra.hw.tlb import Tlb, TlbGeometry
+from penumbra.hw.write_buffer import NO_BUFFER, BufferSpec, WriteBuffer
 
 UsedHook = Callable[[int, int, bool, int], None]
 FlaggedHook = Callable[[int, int, int, int], None]
@@ -64,6 +66,7 @@ class PhysicalCpu:
     Attributes:
         on_used: Called for each single access with (gva, kind, user, pfn), or None.
         on_flagged: Called after each store to a flagged frame with (hpa, size, old, new).
+        write_buffer: The guest write buffer; without room for a record it marks nothing.
         on_block: Called for each finished piece of a block with (stream id, stream, start, frames);
             `frames` is a view that the next piece overwrites.
     """
@@ -76,6 +79,7 @@ class PhysicalCpu:
         tlb: Tlb,
         streams: Sequence[AccessStream] = (),
         kernels: Kernels | None = None,
+        buffer: BufferSpec = NO_BUFFER,
     ) -> None:
         self.cpu_id = cpu_id
         self.spec = spec
@@ -89,8 +93,10 @@ class PhysicalCpu:
         self.on_used: UsedHook | None = None
         self.on_flagged: FlaggedHook | None = None
         self.on_block: BlockHook | None = None
-        self._reg_array = self.registers = np.zeros(k.REG_WORDS, np.int64)
+        n_words = k.REG_WORDS + 2 * buffer.records
+        self._reg_array = self.registers = np.zeros(n_words, np.int64)
         self.reg = self._reg_array.data
+        self.write_buffer = WriteBuffer(self.reg, buffer)
         self.reg[k.R_FRAMES] = ram.n_frames
         self.reg[k.R_GTAG] = ((1 << 23) | cpu_id) << k.TAG_SHIFT
         kernels = kernels or kernels_for(spec)
@@ -101,6 +107,8 @@ class PhysicalCpu:
         self._invlpg = functions.invlpg
         self._flush = functions.flush
         self._drop_page = functions.drop_page
+        self._log_store = functions.log_store
+        self._settle_log = functions.settle_log
         if kernels.compiled:
             self._reg_arg, self._tlb_arg = self._reg_array, tlb.array
             self._ram_args = (ram.array64, ram.array32)
@@ -126,6 +134,8 @@ class PhysicalCpu:
         }
         self._engines.update(dict.fromkeys(_PRIVILEGED, self._supervisor_only))
         self._engines.update(dict.fromkeys(_PHYSICAL, self._physical))
+        if buffer.late:
+            self._engines = {work: self._settled(do) for work, do in self._engines.items()}
 
     # ---- registers and invalidation -------------------------------------------------------------
 
@@ -280,6 +290,7 @@ class PhysicalCpu:
             return GeneralProtection(f"access of {size} bytes")
         first = min(size, PAGE_BYTES - (gva & (PAGE_BYTES - 1)))
         parts = []
+        marked = []
         for start, n in ((gva, first), ((gva + first) & self._gva_mask, size - first)):
             if n == 0:
                 break
@@ -290,7 +301,25 @@ class PhysicalCpu:
             if pfn < 0:
                 return self.fault(kind)
             parts.append(((pfn << PAGE_SHIFT) | (start & (PAGE_BYTES - 1)), n))
-        return parts
+            if kind == WRITE and self.reg[k.R_MARKED]:
+                marked.append(parts[-1])
+        return parts if self._log(marked) else BufferFull()
+
+    def _log(self, stores: list[tuple[int, int]]) -> bool:
+        """Log all stores of an access, or none: False is a full buffer."""
+        if len(stores) > 1 and not self.write_buffer.has_room(len(stores)):
+            return False
+        return all(self._log_store(self._reg_arg, hpa, n) for hpa, n in stores)
+
+    def _settled(self, do: Callable[..., Exit]) -> Callable[..., Exit]:
+        """Return an engine of a CPU that logs late: at its next operation, whichever that is."""
+
+        def run(work: o.Operation, user: bool, at: int) -> Exit:
+            if not self._settle_log(self._reg_arg):
+                return BufferFull(at)
+            return do(work, user, at)
+
+        return run
 
     def _put(self, hpa: int, size: int, value: int) -> None:
         """Store to RAM and tell whoever flagged the frame."""
@@ -430,9 +459,10 @@ class PhysicalCpu:
             if self.on_block is not None and at > start:
                 self.on_block(work.stream, stream, start, self._used[: at - start])
             reason = self.reg[k.R_REASON]
-            if reason == k.REASON_WATCHED:
-                self._watched_run(work.stream, stream, at)
+            if reason == k.REASON_WATCHED and self._watched_run(work.stream, stream, at):
                 at += 1
+            elif reason in (k.REASON_BUFFER_FULL, k.REASON_WATCHED):
+                return BufferFull(at)
             elif reason == k.REASON_FAULT:
                 return self.fault(int(runs[at]) & 3, at)
             elif reason == k.REASON_BUDGET:
@@ -440,17 +470,24 @@ class PhysicalCpu:
             else:
                 return _DONE
 
-    def _watched_run(self, stream_id: int, stream: AccessStream, at: int) -> None:
-        """Do one write run whose frame is flagged: the store is seen by whoever flagged it."""
+    def _watched_run(self, stream_id: int, stream: AccessStream, at: int) -> bool:
+        """Do one write run whose frame is flagged: the store is seen by whoever flagged it.
+
+        False is a full buffer; nothing was done.
+        """
         run = int(stream.runs[at])
         gva = int(stream.pages[run >> 40]) << PAGE_SHIFT
         pfn = self.translate(gva, WRITE, True)
-        self._put((pfn << PAGE_SHIFT) | ((run >> 2) & 0xFF8), 8, (stream.salt << 40) + at)
+        hpa = (pfn << PAGE_SHIFT) | ((run >> 2) & 0xFF8)
+        if self.reg[k.R_MARKED] and not self._log([(hpa, 8)]):
+            return False
+        self._put(hpa, 8, (stream.salt << 40) + at)
         count = (run >> 14) & k.MAX_RUN_COUNT
         self.reg[k.R_PROGRESS] += count
         self.reg[k.R_REFERENCES] += count
         if self.on_block is not None:
             self.on_block(stream_id, stream, at, np.array([pfn], np.int64))
+        return True
 
     # ---- work done on somebody's behalf ---------------------------------------------------------
 
@@ -554,7 +591,7 @@ def _signed(value: int) -> int:
 def _resume_at(stop: Exit, at: int) -> Exit:
     if isinstance(stop, PageFault):
         return PageFault(stop.gva, stop.error, at, stop.kind)
-    return stop
+    return BufferFull(at) if isinstance(stop, BufferFull) else stop
 
 
 def warm_up(spec: FormatSpec) -> None:
@@ -567,4 +604,6 @@ def warm_up(spec: FormatSpec) -> None:
     cpu.reg[k.R_LIMIT] = 10
     cpu.run(o.Block(0, 0, 1), user=True)
     cpu.translate(0, FETCH, True)
+    cpu._log([(0, 8)])
+    cpu._settle_log(cpu._reg_arg)
     cpu.invlpg(0)

@@ -55,6 +55,23 @@ class Spinning(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
     hpa: int
 
 
+class BufferFull(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
+    """The guest write buffer has no room for the next store, which was not made.
+
+    `at` is where a restartable operation stopped: run index of a block, byte of a fill or copy.
+    Source: GWB.
+    """
+
+    at: int = 0
+
+
 Exit: TypeAlias = (
-    Done | PageFault | GeneralProtection | Privileged | SystemCall | BudgetSpent | Spinning
+    Done
+    | PageFault
+    | GeneralProtection
+    | Privileged
+    | SystemCall
+    | BudgetSpent
+    | Spinning
+    | BufferFull
 )

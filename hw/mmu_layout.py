@@ -11,6 +11,7 @@ A key is `page number | tag << 36 | level << 60`; -1 is empty.
 # Rights in a TLB entry's value.
 E_P, E_W, E_U, E_D, E_G, E_X = 0x1, 0x2, 0x4, 0x40, 0x100, 0x200
 E_R, E_INVALID = 0x10, 0x20  # RISC-V: readable; and a cached entry that maps nothing
+E_MARKED = 0x80  # stores through this entry are logged in the CPU's guest write buffer
 
 # Words of the register file `reg`.
 R_ROOT, R_WP, R_PSE, R_PGE, R_NXE, R_PG = 0, 1, 2, 3, 4, 5
@@ -25,7 +26,13 @@ R_ENTRY = 32  # and their values
 R_TOP = 40  # top-level entries, in formats that hold them in registers
 # RISC-V: sstatus.SUM and MXR; whether hardware sets A and D; whether it caches invalid entries.
 R_SUM, R_MXR, R_SETS_AD, R_KEEPS_INVALID = 44, 45, 46, 47
-REG_WORDS = 48
+# Guest write buffer: the bit of a leaf entry that marks it (0: there is no buffer), whether the
+# last translation was a marked one, records held and room for, how it behaves (`write_buffer`).
+R_MARK, R_MARKED, R_LOGGED, R_LOG_SIZE = 48, 49, 50, 51
+R_LOG_COMBINES, R_LOG_LOSES, R_LOG_LOST = 52, 53, 54
+R_LOG_LATE, R_LATCHED, R_LATCHED_BYTES = 55, 56, 57
+REG_WORDS = 58
+R_LOG = REG_WORDS  # the buffer's records follow the registers: physical address, bytes
 
 MAX_RUN_COUNT = (1 << 26) - 1
 
@@ -34,4 +41,4 @@ TLB_TAGS = 8
 TAG_SHIFT, LEVEL_SHIFT = 36, 60
 VPN_MASK = (1 << TAG_SHIFT) - 1
 
-REASON_DONE, REASON_FAULT, REASON_WATCHED, REASON_BUDGET = 0, 1, 2, 3
+REASON_DONE, REASON_FAULT, REASON_WATCHED, REASON_BUDGET, REASON_BUFFER_FULL = 0, 1, 2, 3, 4

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from penumbra.actors.machine.logged import WriteBuffers
 from penumbra.actors.machine.messages import (
     Complete,
     DropTable,
@@ -53,6 +54,9 @@ class Coherence(Protocol):
         self, fault: PageFault, work: Operation, user: bool
     ) -> TruePageFault | Ran | None:
         """Answer a hardware fault: deliver it, take this progress, or run again (None)."""
+
+    def buffer_full(self, work: Operation, user: bool, at: int) -> TruePageFault | Ran | None:
+        """Make room in the CPU's guest write buffer; answer as `page_fault` does."""
 
     def deliver(self, gva: int) -> None:
         """A page fault goes to the guest: a coherency event at that page."""
@@ -103,6 +107,9 @@ class BareHardware:
     ) -> TruePageFault | Ran | None:
         return TruePageFault(fault.gva, fault.error, fault.kind)
 
+    def buffer_full(self, work: Operation, user: bool, at: int) -> TruePageFault | Ran | None:
+        raise AssertionError("no entry of a guest's own tables is marked")
+
     def deliver(self, gva: int) -> None:
         # The hardware's own fault has dropped what was cached for the page (SDM vol. 3, 4.10.4.1).
         self.registers.cr2 = gva
@@ -142,6 +149,7 @@ class Monitored:
         traces: WriteTraces,
         per_privilege: bool,
         observer: Observer,
+        buffers: WriteBuffers,
     ) -> None:
         self.registers = registers
         self._vcpu = vcpu_id
@@ -151,10 +159,12 @@ class Monitored:
         self._traces = traces
         self._per_privilege = per_privilege
         self._observer = observer
+        self._buffers = buffers
 
     def page_fault(
         self, fault: PageFault, work: Operation, user: bool
     ) -> TruePageFault | Ran | None:
+        self._untrace_all(self._buffers.tell_all(self._vcpu))  # a fill may link what is behind
         while True:
             reply = self._consumer.ask_nowait(Repair(fault.gva, fault.kind, user))
             if isinstance(reply, TracesWanted):
@@ -168,6 +178,13 @@ class Monitored:
             else:
                 self.note_exit("traced store")
                 return self._emulate(work, user, fault.at)
+
+    def buffer_full(self, work: Operation, user: bool, at: int) -> TruePageFault | Ran | None:
+        self.note_exit("buffer full")
+        if self._buffers.is_empty(self._vcpu):
+            return self._emulate(work, user, at)  # one store needs more records than there are
+        self._untrace_all(self._buffers.tell_one(self._vcpu))
+        return None
 
     def _emulate(self, work: Operation, user: bool, at: int) -> TruePageFault | Ran:
         while True:
@@ -191,6 +208,10 @@ class Monitored:
             self._observer.note(self._vcpu, EventKind.TRACE_PLACED, 0, gfn)
             for consumer in self._consumers:
                 consumer.ask_nowait(RevokeWrite(gfn))
+
+    def _untrace_all(self, gfns: list[int]) -> None:
+        for gfn in gfns:
+            self._untrace(gfn)
 
     def _untrace(self, gfn: int) -> None:
         for consumer in self._consumers:
@@ -236,6 +257,7 @@ class Monitored:
 
     def _event(self) -> None:
         self._observer.count(self._vcpu, "coherency_event")
+        self._untrace_all(self._buffers.tell_all(self._vcpu))
 
     def note_exit(self, reason: str) -> None:
         self._observer.exit(self._vcpu, reason)

@@ -14,7 +14,7 @@ from penumbra.actors.machine.messages import (
 from penumbra.actors.runtime import Actor
 from penumbra.hw import mmu_layout as m
 from penumbra.hw.cpu import PhysicalCpu
-from penumbra.hw.exits import BudgetSpent, Done, PageFault, Spinning
+from penumbra.hw.exits import BudgetSpent, BufferFull, Done, PageFault, Spinning
 from penumbra.hw.operations import Block, Copy, Fill, Mark
 
 _OK = Ran(Done(), 0)
@@ -66,10 +66,10 @@ class CpuActor(Actor[CpuOrder, Ran]):
             stop = cpu.run(work, message.user, at)
             spent = 1
             if isinstance(work, Fill | Copy):
-                reached = stop.at if isinstance(stop, PageFault) else work.n_bytes
+                reached = stop.at if isinstance(stop, PageFault | BufferFull) else work.n_bytes
                 spent = (reached - at) // 8
-            elif isinstance(stop, PageFault | Spinning) or isinstance(work, Mark):
+            elif isinstance(stop, PageFault | BufferFull | Spinning) or isinstance(work, Mark):
                 spent = 0
-        if isinstance(stop, PageFault | BudgetSpent):
+        if isinstance(stop, PageFault | BudgetSpent | BufferFull):
             at = stop.at
         return Ran(stop, spent, at)

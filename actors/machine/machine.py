@@ -22,6 +22,7 @@ from penumbra.actors.machine.coherence import (
 from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.cpu import CpuActor
 from penumbra.actors.machine.disk import DiskActor
+from penumbra.actors.machine.logged import LogTeller, WriteBuffers
 from penumbra.actors.machine.messages import (
     CarryOut,
     DiskOrder,
@@ -45,10 +46,16 @@ from penumbra.actors.runtime import (
     LowestKey,
     SystemTree,
 )
-from penumbra.actors.vmm.compose import compose_matrix, compose_sub_vmms
+from penumbra.actors.vmm.buffer_faults import BufferFault, buffer_fault_named
+from penumbra.actors.vmm.compose import (
+    compose_buffer,
+    compose_matrix,
+    compose_readers,
+    compose_sub_vmms,
+    compose_traces,
+)
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.schemes import Scheme
-from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.guest.kernel import Kernel
 from penumbra.guest.system import GuestSystem
 from penumbra.hw import mmu_layout as m
@@ -109,14 +116,18 @@ class Machine:
         for group in siblings or [range(i, min(i + smt, n)) for i in range(0, n, smt)]:
             for i in group:
                 tlbs[i] = tlbs[group[0]]
-        self.cpus = [PhysicalCpu(i, spec, self.ram, tlb, streams) for i, tlb in enumerate(tlbs)]
+        buffer = compose_buffer(scheme)
+        self.cpus = [
+            PhysicalCpu(i, spec, self.ram, tlb, streams, buffer=buffer)
+            for i, tlb in enumerate(tlbs)
+        ]
         self.observer.watch_cpus(self.cpus)
         self.interrupts = [InterruptController() for _ in range(config.vcpus)]
         self.disk = Disk(config.disk_mib << (20 - PAGE_SHIFT), config.disk_latency)
         self._disk: ActorRef[DiskOrder, DiskReply] | None = None
         self._disk_due = NEVER
         self.matrix = compose_matrix(scheme, config.vcpus)
-        self.traces = WriteTraces(self.matrix)
+        self.traces = compose_traces(scheme, self.matrix)
         self.submms = compose_sub_vmms(scheme, spec, self.memory, self.matrix, self.traces)
         self._conductor = Conductor(chooser or LowestKey(seed))
         self._system: ActorSystem | None = None
@@ -228,7 +239,8 @@ class Machine:
             self._watch(cpu)
         coherences, producers = self._coherences(system, cpu_refs)
         if self.disk.n_blocks:
-            traces = self.traces if self.submms else None
+            untold = self._buffer_fault() & BufferFault.DMA_UNTOLD
+            traces = self.traces if self.submms and not untold else None
             disk = DiskActor(
                 self.disk, self.memory, self.cpus, producers, traces, self._post, self.observer
             )
@@ -265,17 +277,30 @@ class Machine:
         ]
         coherences: list[Coherence] = []
         producers: list[ProducerRef] = []
+        readers = compose_readers(
+            self.scheme, self.spec, self.memory, self.traces,
+            [cpu.write_buffer for cpu in self.cpus],
+        )  # fmt: skip
+        own_only = bool(self._buffer_fault() & BufferFault.OWN_BUFFER_ONLY)
+        buffers = WriteBuffers(readers, producers, own_only=own_only)
         for submm, ref, cpu in zip(self.submms, cpu_refs, self.cpus, strict=True):
-            actor = ProducerActor(submm, self.memory, ref, cpu, consumers, self.observer)
+            log = None
+            if readers:
+                reader = readers[submm.vcpu_id]
+                log = LogTeller(reader, submm, consumers, self.observer)
+            actor = ProducerActor(submm, self.memory, ref, cpu, consumers, self.observer, log)
             producer = system.spawn(actor, f"producer-{submm.vcpu_id}")
             producers.append(producer)
             coherences.append(
                 Monitored(
                     submm.vcpu_id, submm.registers, producer, consumers, self.traces,
-                    self.scheme.shadow == "per-privilege", self.observer,
+                    self.scheme.shadow == "per-privilege", self.observer, buffers,
                 )
             )  # fmt: skip
         return coherences, producers
+
+    def _buffer_fault(self) -> BufferFault:
+        return buffer_fault_named(self.scheme.options.buffer.fault)
 
     def _watch(self, cpu: PhysicalCpu) -> None:
         """Connect a CPU's hooks to the machine and, if there is one, the checker."""

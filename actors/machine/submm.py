@@ -9,6 +9,7 @@ Source: A40 Figs 5, 6, 11, 12; VMM-A to VMM-D, 396, 399.
 
 from __future__ import annotations
 
+from penumbra.actors.machine.logged import LogTeller
 from penumbra.actors.machine.messages import (
     Complete,
     ConsumerOrder,
@@ -20,6 +21,7 @@ from penumbra.actors.machine.messages import (
     EmulateStore,
     FaultDelivered,
     Followed,
+    ForgetAll,
     Invalidate,
     LoadRoot,
     ModeLoaded,
@@ -36,6 +38,7 @@ from penumbra.actors.machine.messages import (
     ShootDown,
     Stored,
     StoreWanted,
+    TellLogged,
     TracesWanted,
     TruePageFault,
 )
@@ -99,6 +102,8 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
             self._submm.revoke_write(message.gfn)
         elif isinstance(message, DropTable):
             self._submm.drop_table(message.gfn)
+        elif isinstance(message, ForgetAll):
+            self._submm.forget_all()
         return self._followed()
 
     def _repair(self, message: Repair) -> ConsumerReply:
@@ -160,8 +165,10 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
         hardware: PhysicalCpu,
         consumers: list[ConsumerRef],
         observer: Observer,
+        log: LogTeller | None = None,
     ) -> None:
         self._submm = submm
+        self._log = log
         self._memory = memory
         self._cpu = cpu
         self._hardware = hardware
@@ -172,6 +179,9 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
     def receive(self, message: ProducerOrder) -> ProducerReply:
         if isinstance(message, DeviceStore):
             return self._device_store(message)
+        if isinstance(message, TellLogged):
+            assert self._log is not None, "this VCPU's CPU has no guest write buffer"
+            return self._log.tell(self)
         return self._emulate(message)
 
     def _device_store(self, message: DeviceStore) -> DeviceStored:
@@ -235,6 +245,10 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
             cause = self._observer.note(self._vcpu, EventKind.TRACED_STORE, 0, gpa)
             self._tell(keys, cause)
         return Stored(ran, self._flooded(message, gpa) if keys else -1)
+
+    def tell_entry(self, gpa: int, cause: int) -> None:
+        """Tell whoever derives from the guest entry at `gpa`, whose store is long visible."""
+        self._tell(self._submm.begin_store([(gpa, 1)]), cause)
 
     def _tell(self, keys: list[Key], cause: int) -> None:
         for key, consumers in self._submm.finish_store(keys):  # 844

@@ -38,6 +38,7 @@ from penumbra.actors.runtime import Actor, ActorRef
 from penumbra.hw import operations as o
 from penumbra.hw.exits import (
     BudgetSpent,
+    BufferFull,
     Done,
     GeneralProtection,
     PageFault,
@@ -254,7 +255,10 @@ class VcpuActor(Actor[Grant, Baton]):
             self._value, self._work = stop.value, None
         elif isinstance(stop, PageFault):
             self._at = ran.at
-            self._page_fault(stop, work)
+            self._answered(self._coherence.page_fault(stop, work, self._user))
+        elif isinstance(stop, BufferFull):
+            self._at = ran.at
+            self._answered(self._coherence.buffer_full(work, self._user, ran.at))
         elif isinstance(stop, BudgetSpent):
             self._at = ran.at
         elif isinstance(stop, Privileged):
@@ -268,8 +272,8 @@ class VcpuActor(Actor[Grant, Baton]):
             assert isinstance(stop, GeneralProtection)
             self._enter(EnterProtection(self.vcpu_id, stop.reason, work, self.interrupts_enabled))
 
-    def _page_fault(self, fault: PageFault, work: o.Operation) -> None:
-        answer = self._coherence.page_fault(fault, work, self._user)
+    def _answered(self, answer: TruePageFault | Ran | None) -> None:
+        """Go on as the monitor, or the bare hardware, has answered a fault."""
         if answer is None:
             return
         if isinstance(answer, Ran):
