@@ -51,6 +51,16 @@ _PRIVILEGED = (
 _PHYSICAL = (o.LoadPhysical, o.StorePhysical, o.ExchangePhysical)
 # Stores of up to eight bytes that are made whole or not at all.
 _WHOLE_STORES = o.Store | o.Exchange | o.CompareExchange | o.XorMemory
+# What stores through translations, and so through marked entries.
+_STORES: tuple[type, ...] = (
+    o.Store,
+    o.Exchange,
+    o.CompareExchange,
+    o.XorMemory,
+    o.Fill,
+    o.Copy,
+    o.Block,
+)
 _CAUSES = {READ: 13, WRITE: 15, FETCH: 12}  # RISC-V's page faults
 _MASK64 = (1 << 64) - 1
 _DONE = Done()
@@ -97,6 +107,7 @@ class PhysicalCpu:
         self._reg_array = self.registers = np.zeros(n_words, np.int64)
         self.reg = self._reg_array.data
         self.write_buffer = WriteBuffer(self.reg, buffer)
+        self.write_buffer.set_up()
         self.reg[k.R_FRAMES] = ram.n_frames
         self.reg[k.R_GTAG] = ((1 << 23) | cpu_id) << k.TAG_SHIFT
         kernels = kernels or kernels_for(spec)
@@ -109,6 +120,7 @@ class PhysicalCpu:
         self._drop_page = functions.drop_page
         self._log_store = functions.log_store
         self._settle_log = functions.settle_log
+        self._retire = functions.retire
         if kernels.compiled:
             self._reg_arg, self._tlb_arg = self._reg_array, tlb.array
             self._ram_args = (ram.array64, ram.array32)
@@ -134,6 +146,9 @@ class PhysicalCpu:
         }
         self._engines.update(dict.fromkeys(_PRIVILEGED, self._supervisor_only))
         self._engines.update(dict.fromkeys(_PHYSICAL, self._physical))
+        if buffer.records:
+            for store in _STORES:
+                self._engines[store] = self._retired(self._engines[store])
         if buffer.late:
             self._engines = {work: self._settled(do) for work, do in self._engines.items()}
 
@@ -310,6 +325,16 @@ class PhysicalCpu:
         if len(stores) > 1 and not self.write_buffer.has_room(len(stores)):
             return False
         return all(self._log_store(self._reg_arg, hpa, n) for hpa, n in stores)
+
+    def _retired(self, do: Callable[..., Exit]) -> Callable[..., Exit]:
+        """Return an engine after which the records of its stores may be taken for good."""
+
+        def run(work: o.Operation, user: bool, at: int) -> Exit:
+            stop = do(work, user, at)
+            self._retire(self._reg_arg)
+            return stop
+
+        return run
 
     def _settled(self, do: Callable[..., Exit]) -> Callable[..., Exit]:
         """Return an engine of a CPU that logs late: at its next operation, whichever that is."""
@@ -606,4 +631,5 @@ def warm_up(spec: FormatSpec) -> None:
     cpu.translate(0, FETCH, True)
     cpu._log([(0, 8)])
     cpu._settle_log(cpu._reg_arg)
+    cpu._retire(cpu._reg_arg)
     cpu.invlpg(0)

@@ -46,11 +46,14 @@ from penumbra.hw.mmu_layout import (
     R_LIMIT,
     R_LOG,
     R_LOG_COMBINES,
+    R_LOG_DONE,
+    R_LOG_HEAD,
     R_LOG_LATE,
     R_LOG_LOSES,
     R_LOG_LOST,
     R_LOG_SIZE,
-    R_LOGGED,
+    R_LOG_TAIL,
+    R_LOST_DONE,
     R_MAPPED,
     R_MARK,
     R_MARKED,
@@ -474,20 +477,24 @@ def record(reg, hpa, size):
     A store that the last record covers, or that goes on in the same page where it ends, becomes
     part of it where R_LOG_COMBINES says so. A full buffer that R_LOG_LOSES only notes the loss.
     """
-    n = reg[R_LOGGED]
+    head = reg[R_LOG_HEAD]
+    n = head - reg[R_LOG_TAIL]
     if n > 0 and reg[R_LOG_COMBINES] != 0:
-        at = R_LOG + 2 * (n - 1)
+        at = R_LOG + 2 * ((head - 1) % reg[R_LOG_SIZE])
         first = reg[at]
         end = first + reg[at + 1]
         if hpa >= first and hpa <= end and first >> 12 == hpa >> 12:
             reg[at + 1] = max(end, hpa + size) - first
             return 1
     if n == reg[R_LOG_SIZE]:
-        reg[R_LOG_LOST] = reg[R_LOG_LOSES]
-        return reg[R_LOG_LOSES] + 0
-    reg[R_LOG + 2 * n] = hpa
-    reg[R_LOG + 2 * n + 1] = size
-    reg[R_LOGGED] = n + 1
+        if reg[R_LOG_LOSES] == 0:
+            return 0
+        reg[R_LOG_LOST] = reg[R_LOG_LOST] + 1
+        return 1
+    at = R_LOG + 2 * (head % reg[R_LOG_SIZE])
+    reg[at] = hpa
+    reg[at + 1] = size
+    reg[R_LOG_HEAD] = head + 1
     return 1
 
 
@@ -495,7 +502,8 @@ def record(reg, hpa, size):
 def log_store(reg, hpa, size):
     """Log a store through a marked entry, before it is made; 0 if there is no room for it.
 
-    With the fault R_LOG_LATE it stays in a latch, and only the store before it gets its record.
+    After the store `retire` says that it is made: a reader in between keeps the record. With the
+    fault R_LOG_LATE a store stays in a latch and only the one before it gets its record.
 
     Source: GWB.
     """
@@ -509,12 +517,20 @@ def log_store(reg, hpa, size):
 
 
 @JIT
+def retire(reg):
+    """Say that every store logged so far is visible: its record may be taken for good."""
+    reg[R_LOG_DONE] = reg[R_LOG_HEAD] + 0
+    reg[R_LOST_DONE] = reg[R_LOG_LOST] + 0
+
+
+@JIT
 def settle_log(reg):
     """Move what is in the latch to the buffer; 0 if there is no room."""
     if reg[R_LATCHED_BYTES] != 0:
         if record(reg, reg[R_LATCHED], reg[R_LATCHED_BYTES]) == 0:
             return 0
         reg[R_LATCHED_BYTES] = 0
+        retire(reg)
     return 1
 
 

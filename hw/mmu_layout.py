@@ -27,12 +27,13 @@ R_TOP = 40  # top-level entries, in formats that hold them in registers
 # RISC-V: sstatus.SUM and MXR; whether hardware sets A and D; whether it caches invalid entries.
 R_SUM, R_MXR, R_SETS_AD, R_KEEPS_INVALID = 44, 45, 46, 47
 # Guest write buffer: the bit of a leaf entry that marks it (0: there is no buffer), whether the
-# last translation was a marked one, records held and room for, how it behaves (`write_buffer`).
-R_MARK, R_MARKED, R_LOGGED, R_LOG_SIZE = 48, 49, 50, 51
-R_LOG_COMBINES, R_LOG_LOSES, R_LOG_LOST = 52, 53, 54
-R_LOG_LATE, R_LATCHED, R_LATCHED_BYTES = 55, 56, 57
-REG_WORDS = 58
-R_LOG = REG_WORDS  # the buffer's records follow the registers: physical address, bytes
+# last translation was a marked one, room for records, how it behaves (`write_buffer`), a latch.
+R_MARK, R_MARKED, R_LOG_SIZE = 48, 49, 50
+R_LOG_COMBINES, R_LOG_LOSES, R_LOG_LATE, R_LATCHED, R_LATCHED_BYTES = 51, 52, 53, 54, 55
+# The CPU counts records and losses, and those of them whose store is made; the reader what it took.
+R_LOG_HEAD, R_LOG_LOST, R_LOG_DONE, R_LOST_DONE, R_LOG_TAIL = 56, 57, 58, 59, 60
+REG_WORDS = 61
+R_LOG = REG_WORDS  # the ring of records follows the registers: physical address, bytes
 
 MAX_RUN_COUNT = (1 << 26) - 1
 

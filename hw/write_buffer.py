@@ -15,7 +15,7 @@ Source: GWB.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from penumbra.hw import mmu_layout as m
 
@@ -41,43 +41,82 @@ class BufferSpec(NamedTuple):
 NO_BUFFER = BufferSpec()
 
 
+class Words(Protocol):
+    """The CPU's state array, or what stands in its place in the stepper."""
+
+    def __getitem__(self, at: int, /) -> int: ...
+    def __setitem__(self, at: int, value: int, /) -> None: ...
+
+
+class Taken(NamedTuple):
+    """What one reading gave.
+
+    Attributes:
+        records: (physical address, bytes), oldest first.
+        lost: Stores were made that left no record.
+    """
+
+    records: list[tuple[int, int]]
+    lost: bool
+
+
 class WriteBuffer:
-    """What software sees of one CPU's buffer.
+    """What software sees of one CPU's buffer: a ring in the CPU's state array.
+
+    Each word is written by one side only, so a reader need not stop the CPU, unless records
+    combine: then it reads between two instructions of it.
 
     Invariant: `0 <= len(buffer) <= records`, and no record crosses a page.
     """
 
-    def __init__(self, reg: memoryview, spec: BufferSpec) -> None:
+    def __init__(self, reg: Words, spec: BufferSpec) -> None:
         self._reg = reg
+        self._seen_lost = 0
         self.spec = spec
+
+    def set_up(self) -> None:
+        """Tell the CPU of its buffer."""
+        reg, spec = self._reg, self.spec
         reg[m.R_MARK] = MARK if spec.records else 0
         reg[m.R_LOG_SIZE] = spec.records
         reg[m.R_LOG_COMBINES], reg[m.R_LOG_LOSES] = spec.combines, spec.loses
         reg[m.R_LOG_LATE] = spec.late
 
     def __len__(self) -> int:
-        return int(self._reg[m.R_LOGGED])
+        return self._reg[m.R_LOG_HEAD] - self._reg[m.R_LOG_TAIL]
 
     @property
-    def has_lost(self) -> bool:
-        """Whether a store was made without a record since the last `take`."""
-        return bool(self._reg[m.R_LOG_LOST])
+    def is_empty(self) -> bool:
+        """True when `take` would find neither record nor loss."""
+        return not len(self) and self._reg[m.R_LOG_LOST] == self._seen_lost
 
     def has_room(self, n: int) -> bool:
         """Tell whether `n` more stores would not stop the CPU."""
-        reg = self._reg
-        free = reg[m.R_LOG_SIZE] - reg[m.R_LOGGED] - bool(reg[m.R_LATCHED_BYTES])
-        return bool(reg[m.R_LOG_LOSES] or n <= free)
+        free = self.spec.records - len(self) - bool(self._reg[m.R_LATCHED_BYTES])
+        return self.spec.loses or n <= free
 
-    def take(self) -> list[tuple[int, int]]:
-        """Return the records, oldest first, as (physical address, bytes), and forget them."""
-        reg, n = self._reg, len(self)
-        words = reg[m.R_LOG : m.R_LOG + 2 * n].tolist()
-        reg[m.R_LOGGED] = reg[m.R_LOG_LOST] = 0
-        return list(zip(words[::2], words[1::2], strict=True))
+    def take(self) -> Taken:
+        """Return the records and forget those whose stores are made.
+
+        A store may be on its way, logged and not yet visible: its record is returned and stays, for
+        whoever looks at memory now may see the old value (EG5).
+        """
+        reg = self._reg
+        done, lost_done = reg[m.R_LOG_DONE], reg[m.R_LOST_DONE]  # first: both only grow
+        places = [
+            m.R_LOG + 2 * (i % self.spec.records)
+            for i in range(reg[m.R_LOG_TAIL], reg[m.R_LOG_HEAD])
+        ]
+        records = [(reg[at], reg[at + 1]) for at in places]
+        lost = reg[m.R_LOG_LOST] != self._seen_lost
+        self._seen_lost = lost_done
+        reg[m.R_LOG_TAIL] = done
+        return Taken(records, lost)
 
     def check(self) -> None:
-        assert 0 <= len(self) <= self.spec.records
         reg = self._reg
-        for at in range(m.R_LOG, m.R_LOG + 2 * len(self), 2):
+        assert 0 <= len(self) <= self.spec.records
+        assert reg[m.R_LOG_DONE] == reg[m.R_LOG_HEAD], "read within an instruction"
+        for i in range(reg[m.R_LOG_TAIL], reg[m.R_LOG_HEAD]):
+            at = m.R_LOG + 2 * (i % self.spec.records)
             assert 0 < reg[at + 1] <= 4096 - (reg[at] & 4095), f"record at {reg[at]:#x}"

@@ -62,12 +62,13 @@ class BufferReader:
     @property
     def is_empty(self) -> bool:
         """True when `take` would give nothing."""
-        return not len(self._buffer) and not self._buffer.has_lost
+        return self._buffer.is_empty
 
     def take(self) -> Logged:
         """Empty the buffer; a loss makes the records that are left worthless, too."""
-        lost = self._buffer.has_lost and not self._fault & BufferFault.LOSS_IGNORED
-        records = self._buffer.take()
+        records, lost = self._buffer.take()
+        if self._fault & BufferFault.LOSS_IGNORED:
+            lost = False
         stores = []
         for hpa, size in records:
             gfn = self._memory.guest_of.get(hpa >> PAGE_SHIFT, -1)
