@@ -152,3 +152,19 @@ def test_the_monitors_own_stores_and_the_logged_ones_reach_the_same_reader(tmp_p
     for order in ("correct", "no_coalescing"):
         finding = explore(one_test(tmp_path, said), buffer_scheme(order=order))
         assert (finding.wrong, finding.objections) == ({}, [])
+
+
+@pytest.mark.shows("W2", "EP7")
+def test_a_detached_table_is_not_linked_again_behind_its_log(tmp_path: Path) -> None:
+    window = "0xC00008"  # page two's entry, seen under another directory entry than its own
+    said = document(
+        [read("0xC00000", "t", cpl=0), read(PAGE_ONE, "a"), read(PAGE_TWO, "b"),
+         set_entry("0x1008", "0x0"), invlpg(PAGE_ONE), invlpg(PAGE_TWO),
+         write(window, "0x12067", "w", cpl=0), set_entry("0x1008", "0x2027"),
+         read(PAGE_ONE, "c"), read(PAGE_TWO, "d")],  # c links the table, d finds its leaf there
+        allowed=[["0x0", OLD, "0x11000", "ok", OLD, NEW]],
+        entries={"0x1008": "0x2027", "0x100c": "0x3027", "0x3000": "0x2067",
+                 PTE_ONE: "0x10067", PTE_TWO: "0x11067"},
+    )  # fmt: skip
+    finding = explore(one_test(tmp_path, said), WRITE_BUFFER)
+    assert (finding.wrong, finding.objections) == ({}, [])
