@@ -84,7 +84,7 @@ buffers = st.fixed_dictionaries(
 
 @pytest.mark.shows("H10", "W2", "W4", "W5", "W6", "EG1", "C1")
 @pytest.mark.parametrize("name", [*WORKLOADS, "swap"])
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(config=machines, options=buffers, seed=st.integers(0, 3))
 def test_machines_and_buffers_of_all_sizes_are_coherent_and_right(
     name: str, config: dict[str, Any], options: dict[str, Any], seed: int
