@@ -318,7 +318,7 @@ class PhysicalCpu:
             parts.append(((pfn << PAGE_SHIFT) | (start & (PAGE_BYTES - 1)), n))
             if kind == WRITE and self.reg[k.R_MARKED]:
                 marked.append(parts[-1])
-        return parts if self._log(marked) else BufferFull()
+        return BufferFull() if marked and not self._log(marked) else parts
 
     def _log(self, stores: list[tuple[int, int]]) -> bool:
         """Log all stores of an access, or none: False is a full buffer."""
