@@ -32,6 +32,7 @@ class CostProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     exit: Cycles = 1400
     hidden_fault: Cycles = 1000
     emulated_store: Cycles = 500
+    log_record: Cycles = 20
     patch_posted: Cycles = 40
     patch_coalesced: Cycles = 30
     patch_applied: Cycles = 60

@@ -17,6 +17,7 @@ from penumbra.hw import operations as o
 from penumbra.hw.compiled import Kernels, kernels_for
 from penumbra.hw.exits import (
     BudgetSpent,
+    BufferFull,
     Done,
     Exit,
     GeneralProtection,
@@ -32,6 +33,7 @@ from penumbra.hw.memory import Ram
 from penumbra.hw.ports import TlbPorts
 from penumbra.hw.streams import FETCH, READ, WRITE, AccessStream
 from penumbra.hw.tlb import Tlb, TlbGeometry
+from penumbra.hw.write_buffer import NO_BUFFER, BufferSpec, WriteBuffer
 
 UsedHook = Callable[[int, int, bool, int], None]
 FlaggedHook = Callable[[int, int, int, int], None]
@@ -52,6 +54,16 @@ _PRIVILEGED = (
 _PHYSICAL = (o.LoadPhysical, o.StorePhysical, o.ExchangePhysical)
 # Stores of up to eight bytes that are made whole or not at all.
 _WHOLE_STORES = o.Store | o.Exchange | o.CompareExchange | o.XorMemory
+# What stores through translations, and so through marked entries.
+_STORES: tuple[type, ...] = (
+    o.Store,
+    o.Exchange,
+    o.CompareExchange,
+    o.XorMemory,
+    o.Fill,
+    o.Copy,
+    o.Block,
+)
 _CAUSES = {READ: 13, WRITE: 15, FETCH: 12}  # RISC-V's page faults
 _MASK64 = (1 << 64) - 1
 _DONE = Done()
@@ -69,6 +81,7 @@ class PhysicalCpu:
             all ones and writes vanish; so it is for walks and for what is done on others' behalf.
         on_used: Called for each single access with (gva, kind, user, pfn), or None.
         on_flagged: Called after each store to a flagged frame with (hpa, size, old, new).
+        write_buffer: The guest write buffer; without room for a record it marks nothing.
         on_block: Called for each finished piece of a block with (stream id, stream, start, frames);
             `frames` is a view that the next piece overwrites.
     """
@@ -81,6 +94,7 @@ class PhysicalCpu:
         tlb: Tlb,
         streams: Sequence[AccessStream] = (),
         kernels: Kernels | None = None,
+        buffer: BufferSpec = NO_BUFFER,
     ) -> None:
         self.cpu_id = cpu_id
         self.spec = spec
@@ -95,8 +109,11 @@ class PhysicalCpu:
         self.on_used: UsedHook | None = None
         self.on_flagged: FlaggedHook | None = None
         self.on_block: BlockHook | None = None
-        self._reg_array = self.registers = np.zeros(k.REG_WORDS, np.int64)
+        n_words = k.REG_WORDS + 2 * buffer.records
+        self._reg_array = self.registers = np.zeros(n_words, np.int64)
         self.reg = self._reg_array.data
+        self.write_buffer = WriteBuffer(self.reg, buffer)
+        self.write_buffer.set_up()
         self.reg[k.R_FRAMES] = ram.n_frames
         self.reg[k.R_GTAG] = ((1 << 23) | cpu_id) << k.TAG_SHIFT
         kernels = kernels or kernels_for(spec)
@@ -106,6 +123,9 @@ class PhysicalCpu:
         self._run_block = functions.run_block
         self._invlpg = functions.invlpg
         self._flush = functions.flush
+        self._log_store = functions.log_store
+        self._settle_log = functions.settle_log
+        self._retire = functions.retire
         if kernels.compiled:
             self._reg_arg, self._tlb_arg = self._reg_array, tlb.array
             self._ram_args = (ram.array64, ram.array32)
@@ -131,6 +151,11 @@ class PhysicalCpu:
         }
         self._engines.update(dict.fromkeys(_PRIVILEGED, self._supervisor_only))
         self._engines.update(dict.fromkeys(_PHYSICAL, self._physical))
+        if buffer.records:
+            for store in _STORES:
+                self._engines[store] = self._retired(self._engines[store])
+        if buffer.late:
+            self._engines = {work: self._settled(do) for work, do in self._engines.items()}
 
     # ---- registers and invalidation -------------------------------------------------------------
 
@@ -313,6 +338,7 @@ class PhysicalCpu:
             return GeneralProtection(f"access of {size} bytes")
         first = min(size, PAGE_BYTES - (gva & (PAGE_BYTES - 1)))
         parts = []
+        marked = []
         for start, n in ((gva, first), ((gva + first) & self._gva_mask, size - first)):
             if n == 0:
                 break
@@ -325,7 +351,35 @@ class PhysicalCpu:
             if self.machine_checks and pfn >= self.ram.n_frames:
                 return MachineCheck(start, pfn << PAGE_SHIFT | start & (PAGE_BYTES - 1))
             parts.append(((pfn << PAGE_SHIFT) | (start & (PAGE_BYTES - 1)), n))
-        return parts
+            if kind == WRITE and self.reg[k.R_MARKED]:
+                marked.append(parts[-1])
+        return BufferFull() if marked and not self._log(marked) else parts
+
+    def _log(self, stores: list[tuple[int, int]]) -> bool:
+        """Log all stores of an access, or none: False is a full buffer."""
+        if len(stores) > 1 and not self.write_buffer.has_room(len(stores)):
+            return False
+        return all(self._log_store(self._reg_arg, hpa, n) for hpa, n in stores)
+
+    def _retired(self, do: Callable[..., Exit]) -> Callable[..., Exit]:
+        """Return an engine after which the records of its stores may be taken for good."""
+
+        def run(work: o.Operation, user: bool, at: int) -> Exit:
+            stop = do(work, user, at)
+            self._retire(self._reg_arg)
+            return stop
+
+        return run
+
+    def _settled(self, do: Callable[..., Exit]) -> Callable[..., Exit]:
+        """Return an engine of a CPU that logs late: at its next operation, whichever that is."""
+
+        def run(work: o.Operation, user: bool, at: int) -> Exit:
+            if not self._settle_log(self._reg_arg):
+                return BufferFull(at)
+            return do(work, user, at)
+
+        return run
 
     def _put(self, hpa: int, size: int, value: int) -> None:
         """Store to RAM and tell whoever flagged the frame."""
@@ -467,9 +521,10 @@ class PhysicalCpu:
             if self.machine_checks and (checked := self._beyond(stream, start, at)) is not None:
                 return checked
             reason = self.reg[k.R_REASON]
-            if reason == k.REASON_WATCHED:
-                self._watched_run(work.stream, stream, at)
+            if reason == k.REASON_WATCHED and self._watched_run(work.stream, stream, at):
                 at += 1
+            elif reason in (k.REASON_BUFFER_FULL, k.REASON_WATCHED):
+                return BufferFull(at)
             elif reason == k.REASON_FAULT:
                 return self.fault(int(runs[at]) & 3, at)
             elif reason == k.REASON_BUDGET:
@@ -487,17 +542,24 @@ class PhysicalCpu:
         page = int(stream.pages[run >> 40])
         return MachineCheck(page << PAGE_SHIFT | inside, pfn << PAGE_SHIFT | inside)
 
-    def _watched_run(self, stream_id: int, stream: AccessStream, at: int) -> None:
-        """Do one write run whose frame is flagged: the store is seen by whoever flagged it."""
+    def _watched_run(self, stream_id: int, stream: AccessStream, at: int) -> bool:
+        """Do one write run whose frame is flagged: the store is seen by whoever flagged it.
+
+        False is a full buffer; nothing was done.
+        """
         run = int(stream.runs[at])
         gva = int(stream.pages[run >> 40]) << PAGE_SHIFT
         pfn = self.translate(gva, WRITE, True)
-        self._put((pfn << PAGE_SHIFT) | ((run >> 2) & 0xFF8), 8, (stream.salt << 40) + at)
+        hpa = (pfn << PAGE_SHIFT) | ((run >> 2) & 0xFF8)
+        if self.reg[k.R_MARKED] and not self._log([(hpa, 8)]):
+            return False
+        self._put(hpa, 8, (stream.salt << 40) + at)
         count = (run >> 14) & k.MAX_RUN_COUNT
         self.reg[k.R_PROGRESS] += count
         self.reg[k.R_REFERENCES] += count
         if self.on_block is not None:
             self.on_block(stream_id, stream, at, np.array([pfn], np.int64))
+        return True
 
     # ---- work done on somebody's behalf ---------------------------------------------------------
 
@@ -599,7 +661,7 @@ def _resume_at(stop: Exit, at: int) -> Exit:
         return PageFault(stop.gva, stop.error, at, stop.kind)
     if isinstance(stop, TlbMiss):
         return TlbMiss(stop.gva, stop.missing, at, stop.kind)
-    return stop
+    return BufferFull(at) if isinstance(stop, BufferFull) else stop
 
 
 def warm_up(spec: FormatSpec) -> None:
@@ -612,4 +674,7 @@ def warm_up(spec: FormatSpec) -> None:
     cpu.reg[k.R_LIMIT] = 10
     cpu.run(o.Block(0, 0, 1), user=True)
     cpu.translate(0, FETCH, True)
+    cpu._log([(0, 8)])
+    cpu._settle_log(cpu._reg_arg)
+    cpu._retire(cpu._reg_arg)
     cpu.invlpg(0)

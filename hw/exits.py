@@ -83,6 +83,16 @@ class MachineCheck(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=9
     hpa: int
 
 
+class BufferFull(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
+    """The guest write buffer has no room for the next store, which was not made.
+
+    `at` is where a restartable operation stopped: run index of a block, byte of a fill or copy.
+    Source: GWB.
+    """
+
+    at: int = 0
+
+
 Exit: TypeAlias = (
     Done
     | PageFault
@@ -93,4 +103,5 @@ Exit: TypeAlias = (
     | Spinning
     | TlbMiss
     | MachineCheck
+    | BufferFull
 )

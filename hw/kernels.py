@@ -27,6 +27,7 @@ from penumbra.hw.mmu_layout import (
     E_D,
     E_G,
     E_INVALID,
+    E_MARKED,
     E_P,
     E_R,
     E_U,
@@ -43,9 +44,23 @@ from penumbra.hw.mmu_layout import (
     R_FRAMES,
     R_GTAG,
     R_KEEPS_INVALID,
+    R_LATCHED,
+    R_LATCHED_BYTES,
     R_LEVEL,
     R_LIMIT,
+    R_LOG,
+    R_LOG_COMBINES,
+    R_LOG_DONE,
+    R_LOG_HEAD,
+    R_LOG_LATE,
+    R_LOG_LOSES,
+    R_LOG_LOST,
+    R_LOG_SIZE,
+    R_LOG_TAIL,
+    R_LOST_DONE,
     R_MAPPED,
+    R_MARK,
+    R_MARKED,
     R_MISSES,
     R_MXR,
     R_NXE,
@@ -70,6 +85,7 @@ from penumbra.hw.mmu_layout import (
     R_WALKS,
     R_WP,
     REASON_BUDGET,
+    REASON_BUFFER_FULL,
     REASON_DONE,
     REASON_FAULT,
     REASON_WATCHED,
@@ -377,6 +393,8 @@ def walk(ram64, ram32, reg, tlb, gva, kind, user, use_psc):
     entry = (leaf_frame(leaf, level) << 12) | reg[R_RIGHTS] | E_P
     if leaf & D_BIT != 0:
         entry |= E_D
+    if leaf & reg[R_MARK] != 0:
+        entry |= E_MARKED
     tag = reg[R_TAG]
     # RISC-V's E_G is among the rights, from whichever level has it.
     if entry & E_G != 0 if RWX else (leaf & 0x100 != 0 and reg[R_PGE] != 0):
@@ -423,7 +441,10 @@ def translate(ram64, ram32, reg, tlb, gva, kind, user):
     Args:
         kind: 0 read, 1 write, 2 fetch.
         user: 1 for CPL 3, 0 for CPL 0-2.
+
+    R_MARKED is not 0 exactly if a store through the entry has to be logged.
     """
+    reg[R_MARKED] = 0
     if reg[R_PG] == 0:
         return gva >> 12
     vpn = (gva >> 12) & PAGE_MASK
@@ -435,6 +456,7 @@ def translate(ram64, ram32, reg, tlb, gva, kind, user):
             return -1
         allowed = not denied(reg, entry, kind, user)
         if allowed and (kind != 1 or entry & E_D != 0):
+            reg[R_MARKED] = entry & E_MARKED
             return entry >> 12
         missing = MISS_CLEAN if allowed else MISS_RIGHTS
     else:
@@ -465,7 +487,72 @@ def translate(ram64, ram32, reg, tlb, gva, kind, user):
     if entry == 0:
         drop_upper(reg, tlb, vpn)
         return -1
+    reg[R_MARKED] = entry & E_MARKED
     return entry >> 12
+
+
+@JIT
+def record(reg, hpa, size):
+    """Put a record at the end of the guest write buffer; 0 if there is no room.
+
+    A store that the last record covers, or that goes on in the same page where it ends, becomes
+    part of it where R_LOG_COMBINES says so. A full buffer that R_LOG_LOSES only notes the loss.
+    """
+    head = reg[R_LOG_HEAD]
+    n = head - reg[R_LOG_TAIL]
+    if n > 0 and reg[R_LOG_COMBINES] != 0:
+        at = R_LOG + 2 * ((head - 1) % reg[R_LOG_SIZE])
+        first = reg[at]
+        end = first + reg[at + 1]
+        if hpa >= first and hpa <= end and first >> 12 == hpa >> 12:
+            reg[at + 1] = max(end, hpa + size) - first
+            return 1
+    if n == reg[R_LOG_SIZE]:
+        if reg[R_LOG_LOSES] == 0:
+            return 0
+        reg[R_LOG_LOST] = reg[R_LOG_LOST] + 1
+        return 1
+    at = R_LOG + 2 * (head % reg[R_LOG_SIZE])
+    reg[at] = hpa
+    reg[at + 1] = size
+    reg[R_LOG_HEAD] = head + 1
+    return 1
+
+
+@JIT
+def log_store(reg, hpa, size):
+    """Log a store through a marked entry, before it is made; 0 if there is no room for it.
+
+    After the store `retire` says that it is made: a reader in between keeps the record. With the
+    fault R_LOG_LATE a store stays in a latch and only the one before it gets its record.
+
+    Source: GWB.
+    """
+    if reg[R_LOG_LATE] == 0:
+        return record(reg, hpa, size)
+    if settle_log(reg) == 0:
+        return 0
+    reg[R_LATCHED] = hpa
+    reg[R_LATCHED_BYTES] = size
+    return 1
+
+
+@JIT
+def retire(reg):
+    """Say that every store logged so far is visible: its record may be taken for good."""
+    reg[R_LOG_DONE] = reg[R_LOG_HEAD] + 0
+    reg[R_LOST_DONE] = reg[R_LOG_LOST] + 0
+
+
+@JIT
+def settle_log(reg):
+    """Move what is in the latch to the buffer; 0 if there is no room."""
+    if reg[R_LATCHED_BYTES] != 0:
+        if record(reg, reg[R_LATCHED], reg[R_LATCHED_BYTES]) == 0:
+            return 0
+        reg[R_LATCHED_BYTES] = 0
+        retire(reg)
+    return 1
 
 
 @JIT
@@ -575,7 +662,8 @@ def run_block(ram64, ram32, flags, reg, tlb, pages, runs, used, start, stop, sal
     """Execute runs `start`..`stop` of a user-mode access stream; return the index reached.
 
     R_REASON says why it stopped; `used[i - start]` is the frame run i used. A write run stores
-    `salt << 40 | i` into the 8 bytes at its offset rounded down.
+    `salt << 40 | i` into the 8 bytes at its offset rounded down. A marked entry misses the test at
+    the top of the loop, so stores alone pay for the guest write buffer: one test.
     """
     progress = reg[R_PROGRESS]
     limit = reg[R_LIMIT]
@@ -595,16 +683,20 @@ def run_block(ram64, ram32, flags, reg, tlb, pages, runs, used, start, stop, sal
         kind = run & 3
         vpn = pages[run >> 40]
         need = E_P | E_U | READABLE
+        tested = need
         if kind == 1:
             need = E_P | E_U | E_W | E_D
+            tested = need | E_MARKED
         elif kind == 2:
             need = E_P | E_U | E_X
+            tested = need
         first = TLB_TAGS + (vpn & set_mask) * ways
         key = tlb[first]
         entry = 0
         if key == vpn | tag or key == vpn | gtag:
             entry = tlb[first + n]
-        if entry & need == need:
+        marked = 0
+        if entry & tested == need:
             pfn = entry >> 12
         else:
             pfn = translate(ram64, ram32, reg, tlb, vpn << 12, kind, 1)
@@ -613,9 +705,13 @@ def run_block(ram64, ram32, flags, reg, tlb, pages, runs, used, start, stop, sal
                 reg[R_FAULT_GVA] = (vpn << 12) | ((run >> 2) & 0xFFF)
                 reg[R_REASON] = REASON_FAULT
                 break
+            marked = reg[R_MARKED]
         if kind == 1 and pfn < n_frames:
             if flags[pfn] != 0:
                 reg[R_REASON] = REASON_WATCHED
+                break
+            if marked != 0 and log_store(reg, (pfn << 12) | ((run >> 2) & 0xFF8), 8) == 0:
+                reg[R_REASON] = REASON_BUFFER_FULL
                 break
             ram64[(pfn << 9) + ((run >> 5) & 0x1FF)] = (salt << 40) + i
         used[i - start] = pfn

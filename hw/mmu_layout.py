@@ -11,6 +11,7 @@ A key is `page number | tag << 36 | level << 60`; -1 is empty.
 # Rights in a TLB entry's value.
 E_P, E_W, E_U, E_D, E_G, E_X = 0x1, 0x2, 0x4, 0x40, 0x100, 0x200
 E_R, E_INVALID = 0x10, 0x20  # RISC-V: readable; and a cached entry that maps nothing
+E_MARKED = 0x80  # stores through this entry are logged in the CPU's guest write buffer
 
 # Words of the register file `reg`.
 R_ROOT, R_WP, R_PSE, R_PGE, R_NXE, R_PG = 0, 1, 2, 3, 4, 5
@@ -26,7 +27,14 @@ R_TOP = 40  # top-level entries, in formats that hold them in registers
 # RISC-V: sstatus.SUM and MXR; whether hardware sets A and D; whether it caches invalid entries.
 R_SUM, R_MXR, R_SETS_AD, R_KEEPS_INVALID = 44, 45, 46, 47
 R_SOFTWARE, R_SMEP = 48, 49  # a miss traps and software fills the TLB; CR4.SMEP
-REG_WORDS = 52
+# Guest write buffer: the bit of a leaf entry that marks it (0: there is no buffer), whether the
+# last translation was a marked one, room for records, how it behaves (`write_buffer`), a latch.
+R_MARK, R_MARKED, R_LOG_SIZE = 50, 51, 52
+R_LOG_COMBINES, R_LOG_LOSES, R_LOG_LATE, R_LATCHED, R_LATCHED_BYTES = 53, 54, 55, 56, 57
+# The CPU counts records and losses, and those of them whose store is made; the reader what it took.
+R_LOG_HEAD, R_LOG_LOST, R_LOG_DONE, R_LOST_DONE, R_LOG_TAIL = 58, 59, 60, 61, 62
+REG_WORDS = 63
+R_LOG = REG_WORDS  # the ring of records follows the registers: physical address, bytes
 
 # In R_FAULT_ERROR where software manages the TLB: it has no entry; one without D; one with too few
 # rights.
@@ -39,4 +47,4 @@ TLB_TAGS = 8
 TAG_SHIFT, LEVEL_SHIFT = 36, 60
 VPN_MASK = (1 << TAG_SHIFT) - 1
 
-REASON_DONE, REASON_FAULT, REASON_WATCHED, REASON_BUDGET = 0, 1, 2, 3
+REASON_DONE, REASON_FAULT, REASON_WATCHED, REASON_BUDGET, REASON_BUFFER_FULL = 0, 1, 2, 3, 4

@@ -33,6 +33,7 @@ class TlbEntry:
         dirty: Whether writes may use it; the first write through a clean one traps.
         is_global: Whether every address space of this CPU uses it; on x86 only under CR4.PGE.
         level: 0 for a 4 KiB page, else the level of the large page it maps.
+        marked: Whether stores through it are logged in the guest write buffer.
     """
 
     pfn: int
@@ -40,6 +41,7 @@ class TlbEntry:
     dirty: bool = False
     is_global: bool = False
     level: int = 0
+    marked: bool = False
 
 
 class TlbPorts:
@@ -105,6 +107,8 @@ class TlbPorts:
         value = entry.pfn << PAGE_SHIFT | entry.rights & _RIGHTS | k.E_P
         if entry.dirty:
             value |= k.E_D
+        if entry.marked:
+            value |= k.E_MARKED
         tag = reg[k.R_TAG]
         if entry.is_global and (self._spec.rwx or reg[k.R_PGE]):
             value |= k.E_G
@@ -184,6 +188,7 @@ class TlbPorts:
             dirty=bool(leaf & self._spec.d),
             is_global=bool(rights & k.E_G if self._spec.rwx else leaf & G),
             level=level,
+            marked=bool(leaf & reg[k.R_MARK]),
         )
 
     def _part(self, gva: int, level: int) -> int:
@@ -199,5 +204,6 @@ class TlbPorts:
 
 def _entry(value: int, level: int) -> TlbEntry:
     return TlbEntry(
-        value >> PAGE_SHIFT, value & _RIGHTS, bool(value & k.E_D), bool(value & k.E_G), level
-    )
+        value >> PAGE_SHIFT, value & _RIGHTS, bool(value & k.E_D), bool(value & k.E_G), level,
+        bool(value & k.E_MARKED),
+    )  # fmt: skip

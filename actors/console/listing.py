@@ -13,6 +13,7 @@ from penumbra.actors.console.tables import Grid, Paper, count
 from penumbra.actors.console.workloads import parameters, shipped_recordings
 from penumbra.actors.console.workloads import schema as config_schema
 from penumbra.actors.core import SWITCHES
+from penumbra.actors.vmm.buffer_faults import BUFFER_FAULTS
 from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.guest.kernel.bugs import GUEST_BUGS
 from penumbra.guest.traces import TraceError, info, read_recording
@@ -64,6 +65,7 @@ def _print(tables: dict[str, list[Row]]) -> None:
         paper.grid(grid)
     if "faults" in tables:
         paper.line("orders of the patch channel: --set scheme.options.order=NAME or NAME+NAME")
+        paper.line("of guest write buffers: --set scheme.options.buffer.fault=NAME or NAME+NAME")
 
 
 def _text(value: Any) -> str:
@@ -112,6 +114,16 @@ def _faults() -> list[Row]:
             "what": switch.line,
         }
         for name, switch in SWITCHES.items()
+    ]
+    rows += [
+        {
+            "name": name,
+            "kind": "printed" if row.printed else "fault",
+            "shows on": "sc",
+            "place": row.place,
+            "what": f"{row.line} ({row.erratum})",
+        }
+        for name, row in BUFFER_FAULTS.items()
     ]
     rows += [
         {"name": name, "kind": "guest bug", "shows on": "-", "place": "guest kernel", "what": line}

@@ -12,20 +12,24 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from penumbra.actors.core import Matrix
+from penumbra.actors.vmm.compose import (
+    compose_buffer,
+    compose_matrix,
+    compose_readers,
+    compose_sub_vmms,
+    compose_traces,
+)
 from penumbra.actors.vmm.derive import NOWHERE
 from penumbra.actors.vmm.fill import Emulate, Forward, PlaceTraces
 from penumbra.actors.vmm.memory import MemoryManagement
-from penumbra.actors.vmm.parts import Shared
-from penumbra.actors.vmm.propagate import ImmediateShootdown, PatchChannels
+from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.schemes import Scheme
 from penumbra.actors.vmm.shadow import FLUSH_ALL
 from penumbra.actors.vmm.subvmm import SubVmm
-from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.actors.vmm.walk import GuestWalker
 from penumbra.hw import operations as o
 from penumbra.hw.cpu import PhysicalCpu
-from penumbra.hw.exits import Done, Exit, PageFault
+from penumbra.hw.exits import BufferFull, Done, Exit, PageFault
 from penumbra.hw.formats import CR0_WP, CR4_PGE, CR4_PSE, PAGE_BYTES, PAGE_SHIFT, FormatSpec
 from penumbra.hw.memory import Ram
 from penumbra.hw.streams import FETCH, READ, WRITE
@@ -98,7 +102,8 @@ class Monitored:
         self.frame_map = self._memory.frame_map
         self.used: list[int] = []
         self._spec, self._scheme = spec, scheme
-        self._cpu = PhysicalCpu(0, spec, self.ram, Tlb(spec, _SMALL_TLB))
+        buffer = compose_buffer(scheme)
+        self._cpu = PhysicalCpu(0, spec, self.ram, Tlb(spec, _SMALL_TLB), buffer=buffer)
         self._cpu.on_used = self._note
         self._pfns: list[tuple[int, int]] = []
         self._walker = GuestWalker(spec, self._memory)
@@ -106,13 +111,13 @@ class Monitored:
 
     def _build(self) -> SubVmm:
         """Return a sub-VMM that has derived nothing and traces nothing."""
-        matrix = Matrix(1, self._scheme.options.capacity)
-        patches = self._scheme.propagate == "patch"
-        policy = PatchChannels(matrix) if patches else ImmediateShootdown()
-        self._traces = WriteTraces(matrix)
-        return SubVmm(
-            0, Shared(self._spec, self._scheme, self._memory, matrix, self._traces, policy)
-        )
+        scheme, spec, memory = self._scheme, self._spec, self._memory
+        matrix = compose_matrix(scheme, 1)
+        self._traces = traces = compose_traces(scheme, matrix)
+        self._readers = compose_readers(scheme, spec, memory, traces, [self._cpu.write_buffer])
+        submm = compose_sub_vmms(scheme, spec, memory, matrix, traces)[0]
+        assert isinstance(submm, SubVmm), "see `refusal`"
+        return submm
 
     def _note(self, gva: int, kind: int, user: bool, pfn: int) -> None:
         self._pfns.append((gva, pfn))
@@ -136,12 +141,15 @@ class Monitored:
             stop: Exit | None = _run(self._cpu, work, user)
             if isinstance(stop, PageFault):
                 stop = self._page_fault(stop, work, user)
+            elif isinstance(stop, BufferFull):
+                stop = self._buffer_full(work, user)
             if stop is not None:
                 self.used = [self._guest_address(gva, pfn) for gva, pfn in self._pfns]
                 return stop
 
     def _page_fault(self, fault: PageFault, work: Access, user: bool) -> Exit | None:
         """Answer a hardware fault; None is to run again."""
+        self._tell_logged()
         while isinstance(outcome := self._submm.fault(fault.gva, fault.kind, user), PlaceTraces):
             self._place(outcome.gfns)
         self._flush()
@@ -151,6 +159,23 @@ class Monitored:
             assert not isinstance(work, Fetch), "a fetch is never emulated"
             return self._emulate(work, user)
         return None
+
+    def _buffer_full(self, work: Access, user: bool) -> Exit | None:
+        """Make room for the next store's records; None is to run again."""
+        if len(self._cpu.write_buffer):
+            self._tell_logged()
+            return None
+        assert not isinstance(work, Fetch), "a fetch stores nothing"
+        return self._emulate(work, user)
+
+    def _tell_logged(self) -> None:
+        """Read the guest write buffer; the only consumer is this VCPU."""
+        for reader in self._readers:
+            logged = reader.take()
+            if logged.lost and self._submm.stores_lost():
+                self._submm.forget_all()
+            for base, offset in reader.entries(logged.stores):
+                self._finish(self._submm.begin_store([(base | offset, 1)]))
 
     def _deliver(self, gva: int, error: int, kind: int) -> PageFault:
         self._submm.event_fault(gva)
@@ -173,14 +198,17 @@ class Monitored:
         keys = self._submm.begin_store(parts)
         done, _ = self._cpu.complete(work, 0, hpas)  # 831
         assert done is not None, "a single access is complete in one step"
-        for key, _ in self._submm.finish_store(keys):  # 844: the only consumer is this VCPU
-            self._submm.shoot_down(key)
-        self._submm.end_store(keys)
+        self._finish(keys)
         self._flush()
         self._pfns = [
             (gva, hpa >> PAGE_SHIFT) for (gva, _, _), hpa in zip(accesses, hpas, strict=True)
         ]
         return done
+
+    def _finish(self, keys: list[Key]) -> None:
+        for key, _ in self._submm.finish_store(keys):  # 844: the only consumer is this VCPU
+            self._submm.shoot_down(key)
+        self._submm.end_store(keys)
 
     def _place(self, gfns: tuple[int, ...]) -> None:
         for gfn in gfns:

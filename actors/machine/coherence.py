@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from penumbra.actors.machine.control import Control
+from penumbra.actors.machine.logged import WriteBuffers
 from penumbra.actors.machine.messages import (
     Complete,
     DropTable,
@@ -62,6 +63,9 @@ class Coherence(Protocol):
 
     def tlb_miss(self, miss: TlbMiss, work: Operation, user: bool) -> TruePageFault | Ran | None:
         """Answer a miss of a TLB that software manages, as `page_fault` answers."""
+
+    def buffer_full(self, work: Operation, user: bool, at: int) -> TruePageFault | Ran | None:
+        """Make room in the CPU's guest write buffer; answer as `page_fault` does."""
 
     def deliver(self, gva: int) -> None:
         """A page fault goes to the guest: a coherency event at that page."""
@@ -129,6 +133,9 @@ class BareHardware:
         stop = self._cpu.ask_nowait(Refill(miss.gva, miss.kind, user)).exit
         return self.page_fault(stop, work, user) if isinstance(stop, PageFault) else None
 
+    def buffer_full(self, work: Operation, user: bool, at: int) -> TruePageFault | Ran | None:
+        raise AssertionError("no entry of a guest's own tables is marked")
+
     def deliver(self, gva: int) -> None:
         # The hardware's own fault has dropped what was cached for the page (SDM vol. 3, 4.10.4.1).
         self.registers.cr2 = gva
@@ -185,6 +192,7 @@ class Monitored:
         per_privilege: bool,
         control: Control,
         observer: Observer,
+        buffers: WriteBuffers,
     ) -> None:
         self.registers = registers
         self._vcpu = vcpu_id
@@ -195,10 +203,12 @@ class Monitored:
         self._per_privilege = per_privilege
         self._control = control
         self._observer = observer
+        self._buffers = buffers
 
     def page_fault(
         self, fault: PageFault, work: Operation, user: bool
     ) -> TruePageFault | Ran | None:
+        self._untrace_all(self._buffers.tell_all(self._vcpu))  # a fill may link what is behind
         while True:
             reply = self._consumer.ask_nowait(Repair(fault.gva, fault.kind, user))
             if isinstance(reply, TracesWanted):
@@ -219,6 +229,13 @@ class Monitored:
             self.note_exit("tlb miss")
             return None
         return self.page_fault(PageFault(miss.gva, 0, miss.at, miss.kind), work, user)
+
+    def buffer_full(self, work: Operation, user: bool, at: int) -> TruePageFault | Ran | None:
+        self.note_exit("buffer full")
+        if self._buffers.is_empty(self._vcpu):
+            return self._emulate(work, user, at)  # one store needs more records than there are
+        self._untrace_all(self._buffers.tell_one(self._vcpu))
+        return None
 
     def _emulate(self, work: Operation, user: bool, at: int) -> TruePageFault | Ran:
         while True:
@@ -242,6 +259,14 @@ class Monitored:
             self._observer.note(self._vcpu, EventKind.TRACE_PLACED, 0, gfn)
             for consumer in self._consumers:
                 consumer.ask_nowait(RevokeWrite(gfn))
+
+    def tell_logged(self) -> None:
+        """Bring in what this VCPU's CPU has logged."""
+        self._untrace_all(self._buffers.tell_one(self._vcpu))
+
+    def _untrace_all(self, gfns: list[int]) -> None:
+        for gfn in gfns:
+            self._untrace(gfn)
 
     def _untrace(self, gfn: int) -> None:
         for consumer in self._consumers:
@@ -291,6 +316,7 @@ class Monitored:
 
     def _event(self) -> None:
         self._observer.count(self._vcpu, "coherency_event")
+        self._untrace_all(self._buffers.tell_all(self._vcpu))
 
     def note_exit(self, reason: str) -> None:
         self._observer.exit(self._vcpu, reason)

@@ -16,11 +16,13 @@ from penumbra.actors.machine.messages import (
 from penumbra.actors.runtime import Actor
 from penumbra.hw import mmu_layout as m
 from penumbra.hw.cpu import PhysicalCpu
-from penumbra.hw.exits import BudgetSpent, Done, PageFault, Spinning, TlbMiss
+from penumbra.hw.exits import BudgetSpent, BufferFull, Done, PageFault, Spinning, TlbMiss
 from penumbra.hw.operations import Block, Copy, Fill, Mark
 from penumbra.hw.ports import TlbPorts
 
 _OK = Ran(Done(), 0)
+# Why an operation stopped in its middle, to be made again from there.
+_RESTARTS = PageFault | TlbMiss | BufferFull
 
 
 class CpuActor(Actor[CpuOrder, Ran]):
@@ -84,10 +86,10 @@ class CpuActor(Actor[CpuOrder, Ran]):
             stop = cpu.run(work, message.user, at)
             spent = 1
             if isinstance(work, Fill | Copy):
-                reached = stop.at if isinstance(stop, PageFault | TlbMiss) else work.n_bytes
+                reached = stop.at if isinstance(stop, _RESTARTS) else work.n_bytes
                 spent = (reached - at) // 8
-            elif isinstance(stop, PageFault | TlbMiss | Spinning) or isinstance(work, Mark):
+            elif isinstance(stop, _RESTARTS | Spinning) or isinstance(work, Mark):
                 spent = 0
-        if isinstance(stop, PageFault | TlbMiss | BudgetSpent):
+        if isinstance(stop, _RESTARTS | BudgetSpent):
             at = stop.at
         return Ran(stop, spent, at)

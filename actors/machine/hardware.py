@@ -19,6 +19,7 @@ from penumbra.hw.cpu import PhysicalCpu
 from penumbra.hw.formats import FORMATS
 from penumbra.hw.memory import Ram
 from penumbra.hw.tlb import Tlb, TlbGeometry
+from penumbra.hw.write_buffer import NO_BUFFER, BufferSpec
 
 NOBODY = -1
 
@@ -36,10 +37,12 @@ class Hardware:
         n_frames: int,
         n_cpus: int,
         siblings: Sequence[Sequence[int]] = (),
+        buffer: BufferSpec = NO_BUFFER,
     ) -> None:
         """Build what `config` says of TLBs and format.
 
         Args:
+            buffer: Each CPU's guest write buffer.
             siblings: Groups of CPUs that share one TLB (A40 Fig. 4); none: groups of `config.smt`.
         """
         self.spec = spec = FORMATS[config.paging]
@@ -54,7 +57,9 @@ class Hardware:
         for group in groups:
             for i in group:
                 tlbs[i] = tlbs[group[0]]
-        self.cpus = [PhysicalCpu(i, spec, self.ram, tlb) for i, tlb in enumerate(tlbs)]
+        self.cpus = [
+            PhysicalCpu(i, spec, self.ram, tlb, buffer=buffer) for i, tlb in enumerate(tlbs)
+        ]
         for cpu in self.cpus:
             cpu.reg[m.R_SPURIOUS] = int(config.spurious_faults)
             cpu.machine_checks = config.beyond_ram == "machine-check"

@@ -174,6 +174,7 @@ class Host:
             return
         seat = self._seats[world.vm][world.vcpu]
         if seat.seated:
+            self.machines[world.vm].tell_logged(world.vcpu)
             seat.leave()
             self.machines[world.vm].observer.gets_up(world.vcpu)
 

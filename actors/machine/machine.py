@@ -26,6 +26,7 @@ from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.control import CONTROLS
 from penumbra.actors.machine.disk import DiskActor
 from penumbra.actors.machine.hardware import Hardware
+from penumbra.actors.machine.logged import LogTeller, SeatedBuffer, WriteBuffers
 from penumbra.actors.machine.messages import (
     CarryOut,
     DiskOrder,
@@ -51,10 +52,16 @@ from penumbra.actors.runtime import (
     LowestKey,
     SystemTree,
 )
-from penumbra.actors.vmm.compose import compose_matrix, compose_sub_vmms
+from penumbra.actors.vmm.buffer_faults import BufferFault, buffer_fault_named
+from penumbra.actors.vmm.compose import (
+    compose_buffer,
+    compose_matrix,
+    compose_readers,
+    compose_sub_vmms,
+    compose_traces,
+)
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.schemes import Scheme
-from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.guest.kernel import Kernel
 from penumbra.guest.system import GuestSystem
 from penumbra.hw import operations as o
@@ -115,8 +122,9 @@ class Machine:
         self.guest = guest
         self.streams = streams
         self.hardware = (place and place.hardware) or Hardware(
-            config, frames_wanted(config, scheme, guest), config.vcpus, siblings
-        )
+            config, frames_wanted(config, scheme, guest), config.vcpus, siblings,
+            buffer=compose_buffer(scheme),
+        )  # fmt: skip
         self.ram = self.hardware.ram
         self.memory = MemoryManagement(
             self.ram, guest.n_frames, identity=not shadowed, seed=seed, backed=guest.backed,
@@ -135,12 +143,13 @@ class Machine:
         self._disk: ActorRef[DiskOrder, DiskReply] | None = None
         self._disk_due = NEVER
         self.matrix = compose_matrix(scheme, config.vcpus)
-        self.traces = WriteTraces(self.matrix)
+        self.traces = compose_traces(scheme, self.matrix)
         self.submms = compose_sub_vmms(scheme, spec, self.memory, self.matrix, self.traces)
         self._conductor = Conductor(chooser or LowestKey(seed))
         self._system: ActorSystem | None = None
         self._prefix = ""
         self._vcpus: list[VcpuActor] = []
+        self._monitors: list[Monitored] = []
         self._threads: dict[int, ThreadRef] = {}
         self._spins: dict[int, int] = {}
         self.running: int = 0
@@ -277,7 +286,8 @@ class Machine:
         boot = self.guest.boot(_BootMemory(self.memory))
         coherences, producers = self._coherences(system, seats)
         if self.disk.n_blocks:
-            traces = self.traces if self.submms else None
+            untold = self._buffer_fault() & BufferFault.DMA_UNTOLD
+            traces = self.traces if self.submms and not untold else None
             disk = DiskActor(
                 self.disk, self.memory, self._store_for_device, producers, traces, self._post,
                 self.observer,
@@ -322,22 +332,33 @@ class Machine:
             )
             for submm, seat in zip(self.submms, seats, strict=True)
         ]
-        coherences: list[Coherence] = []
         producers: list[ProducerRef] = []
+        readers = compose_readers(
+            self.scheme, self.spec, self.memory, self.traces, [SeatedBuffer(seat) for seat in seats]
+        )
+        own_only = bool(self._buffer_fault() & BufferFault.OWN_BUFFER_ONLY)
+        buffers = WriteBuffers(readers, producers, own_only=own_only)
         for submm, seat in zip(self.submms, seats, strict=True):
+            log = None
+            if readers:
+                reader = readers[submm.vcpu_id]
+                log = LogTeller(reader, submm, consumers, self.observer)
             maker = ProducerActor(
-                submm, self.memory, seat, self._store_for_device, consumers, self.observer
+                submm, self.memory, seat, self._store_for_device, consumers, self.observer, log
             )
             producer = system.spawn(maker, f"{prefix}producer-{submm.vcpu_id}")
             producers.append(producer)
-            coherences.append(
+            self._monitors.append(
                 Monitored(
                     submm.vcpu_id, submm.registers, producer, consumers, self.traces,
                     self.scheme.shadow == "per-privilege", CONTROLS[self.config.control],
-                    self.observer,
+                    self.observer, buffers,
                 )
             )  # fmt: skip
-        return coherences, producers
+        return [*self._monitors], producers
+
+    def _buffer_fault(self) -> BufferFault:
+        return buffer_fault_named(self.scheme.options.buffer.fault)
 
     def _tlb_management(self, vcpu_id: int, seat: Seat) -> TlbManagement:
         if self.config.tlb == "hardware":
@@ -357,6 +378,11 @@ class Machine:
             cpu.on_block = lambda sid, stream, start, used: taps.block(
                 vcpu_id, sid, stream, start, used
             )
+
+    def tell_logged(self, vcpu_id: int) -> None:
+        """A VCPU is about to leave its CPU: bring in what the CPU has logged for it."""
+        if self.submms:
+            self._monitors[vcpu_id].tell_logged()
 
     # ---- running ---------------------------------------------------------------------------------
 

@@ -216,8 +216,18 @@ class DeviceStored(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8
     """The device's stores are visible and every consumer concerned is told."""
 
 
-ProducerOrder: TypeAlias = EmulateStore | DeviceStore
-ProducerReply: TypeAlias = Stored | TruePageFault | TracesWanted | DeviceStored
+class TellLogged(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=9):
+    """Read this VCPU's guest write buffer and tell the consumers what it holds."""
+
+
+class LogTold(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
+    """Every consumer concerned is told; these guest tables' shadows should go."""
+
+    untrace: tuple[int, ...]
+
+
+ProducerOrder: TypeAlias = EmulateStore | DeviceStore | TellLogged
+ProducerReply: TypeAlias = Stored | TruePageFault | TracesWanted | DeviceStored | LogTold
 
 
 # ---- the disk ------------------------------------------------------------------------------
@@ -332,6 +342,10 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
     reason: str
 
 
+class ForgetAll(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=11):
+    """Stores to guest tables were lost: drop everything derived."""
+
+
 ConsumerOrder: TypeAlias = (
     Repair
     | PageInvalidated
@@ -343,6 +357,7 @@ ConsumerOrder: TypeAlias = (
     | RevokeWrite
     | DropTable
     | Missed
+    | ForgetAll
 )
 ConsumerReply: TypeAlias = (
     Repaired | StoreWanted | TruePageFault | TracesWanted | Followed | Refused

@@ -31,6 +31,11 @@ class Seat(Protocol):
         """The physical CPU itself, for what needs no order."""
         ...
 
+    @property
+    def seated(self) -> bool:
+        """Whether the VCPU is on a physical CPU now."""
+        ...
+
 
 class FixedSeat:
     """One physical CPU for ever: the VCPU never leaves it."""
@@ -38,6 +43,7 @@ class FixedSeat:
     def __init__(self, ref: CpuRef, cpu: PhysicalCpu) -> None:
         self.ask_nowait: Callable[[CpuOrder], Ran] = ref.ask_nowait
         self.cpu = cpu
+        self.seated = True
 
 
 class NotSeatedError(Exception):

@@ -22,6 +22,7 @@ from penumbra.actors.machine.host import Host
 from penumbra.actors.machine.kernel import KernelServices
 from penumbra.actors.machine.machine import Machine, Place
 from penumbra.actors.observe.events import EventLog
+from penumbra.actors.vmm.compose import compose_buffer
 from penumbra.actors.vmm.schemes import Scheme
 from penumbra.guest.workloads.workload import Workload
 from penumbra.hw.costs import CostProfile
@@ -85,7 +86,7 @@ def build_host(
     Raises:
         ConfigurationError: The parts do not go together.
     """
-    ground = _Ground(config, seed, shared=scheme.shadow != "none")
+    ground = _Ground(config, scheme, seed)
     built = [
         build_machine(
             config, scheme, workload, costs, seed + vm, check=check, place=ground.place(vm)
@@ -105,10 +106,11 @@ class _Ground:
         hardware: What they share; None before, and for guests without a monitor.
     """
 
-    def __init__(self, config: MachineConfig, seed: int, *, shared: bool) -> None:
+    def __init__(self, config: MachineConfig, scheme: Scheme, seed: int) -> None:
         self._config = config
+        self._scheme = scheme
         self._seed = seed
-        self._shared = shared
+        self._shared = scheme.shadow != "none"
         self._shares: list[list[int]] = []
         self.hardware: Hardware | None = None
         self.events = EventLog()
@@ -128,7 +130,9 @@ class _Ground:
     def _build(self, n_each: int) -> None:
         config = self._config
         n_frames = n_each * config.vms
-        self.hardware = Hardware(config, n_frames, config.cpus or config.vcpus)
+        self.hardware = Hardware(
+            config, n_frames, config.cpus or config.vcpus, buffer=compose_buffer(self._scheme)
+        )
         scattered = np.random.default_rng(self._seed).permutation(n_frames)
         for vm in range(config.vms):
             frames = np.sort(scattered[vm * n_each : (vm + 1) * n_each])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from penumbra.actors.machine.logged import LogTeller
 from penumbra.actors.machine.messages import (
     Complete,
     ConsumerOrder,
@@ -21,6 +22,7 @@ from penumbra.actors.machine.messages import (
     EmulateStore,
     FaultDelivered,
     Followed,
+    ForgetAll,
     Invalidate,
     LoadRoot,
     Missed,
@@ -38,6 +40,7 @@ from penumbra.actors.machine.messages import (
     ShootDown,
     Stored,
     StoreWanted,
+    TellLogged,
     TracesWanted,
     TruePageFault,
 )
@@ -108,6 +111,8 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
             self._submm.revoke_write(message.gfn)
         elif isinstance(message, DropTable):
             self._submm.drop_table(message.gfn)
+        elif isinstance(message, ForgetAll):
+            self._submm.forget_all()
         return self._followed()
 
     def _repair(self, message: Repair) -> ConsumerReply:
@@ -178,8 +183,10 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
         store_for_device: Callable[[int, int, int], None],
         consumers: list[ConsumerRef],
         observer: Observer,
+        log: LogTeller | None = None,
     ) -> None:
         self._submm = submm
+        self._log = log
         self._memory = memory
         self._cpu = seat
         self._store_for_device = store_for_device
@@ -190,6 +197,9 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
     def receive(self, message: ProducerOrder) -> ProducerReply:
         if isinstance(message, DeviceStore):
             return self._device_store(message)
+        if isinstance(message, TellLogged):
+            assert self._log is not None, "this VCPU's CPU has no guest write buffer"
+            return self._log.tell(self)
         return self._emulate(message)
 
     def _device_store(self, message: DeviceStore) -> DeviceStored:
@@ -253,6 +263,10 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
             cause = self._observer.note(self._vcpu, EventKind.TRACED_STORE, 0, gpa)
             self._tell(keys, cause)
         return Stored(ran, self._flooded(message, gpa) if keys else -1)
+
+    def tell_entry(self, gpa: int, cause: int) -> None:
+        """Tell whoever derives from the guest entry at `gpa`, whose store is long visible."""
+        self._tell(self._submm.begin_store([(gpa, 1)]), cause)
 
     def _tell(self, keys: list[Key], cause: int) -> None:
         for key, consumers in self._submm.finish_store(keys):  # 844

@@ -39,6 +39,7 @@ from penumbra.actors.runtime import Actor, ActorRef
 from penumbra.hw import operations as o
 from penumbra.hw.exits import (
     BudgetSpent,
+    BufferFull,
     Done,
     GeneralProtection,
     MachineCheck,
@@ -286,6 +287,9 @@ class VcpuActor(Actor[Grant, Baton]):
         elif isinstance(stop, TlbMiss):
             self._at = ran.at
             self._answer(self._coherence.tlb_miss(stop, work, self._user))
+        elif isinstance(stop, BufferFull):
+            self._at = ran.at
+            self._answer(self._coherence.buffer_full(work, self._user, ran.at))
         elif isinstance(stop, BudgetSpent):
             self._at = ran.at
         elif isinstance(stop, Privileged):

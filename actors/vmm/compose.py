@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from penumbra.actors.core import SWITCHES, Matrix, Order
+from penumbra.actors.vmm.buffer_faults import BufferFault, buffer_fault_named
+from penumbra.actors.vmm.detect import Detection, MarkForLog, WriteProtect
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.parts import Shared
 from penumbra.actors.vmm.propagate import ImmediateShootdown, PatchChannels, Propagation
@@ -10,7 +14,9 @@ from penumbra.actors.vmm.schemes import Scheme
 from penumbra.actors.vmm.secondary import SecondaryData
 from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.traces import WriteTraces
+from penumbra.actors.vmm.write_buffer import BufferReader
 from penumbra.hw.formats import FormatSpec
+from penumbra.hw.write_buffer import NO_BUFFER, BufferSpec, StoreLog
 
 
 def compose_matrix(scheme: Scheme, n: int) -> Matrix:
@@ -20,6 +26,45 @@ def compose_matrix(scheme: Scheme, n: int) -> Matrix:
         ValueError: No such step order.
     """
     return Matrix(n, scheme.options.capacity, order=order_named(scheme.options.order))
+
+
+def compose_traces(scheme: Scheme, matrix: Matrix) -> WriteTraces:
+    """Return the traces of one VM with the scheme's way of noticing stores."""
+    return WriteTraces(matrix, _detection(scheme))
+
+
+def compose_buffer(scheme: Scheme) -> BufferSpec:
+    """Return what guest write buffer each CPU has; one without room under other schemes.
+
+    Raises:
+        ValueError: No such fault.
+    """
+    if scheme.detect != "write-buffer":
+        return NO_BUFFER
+    options, fault = scheme.options.buffer, buffer_fault_named(scheme.options.buffer.fault)
+    loses = options.overflow == "lost" or bool(fault & BufferFault.LOSS_IGNORED)
+    late = bool(fault & BufferFault.LOGGED_LATE)
+    return BufferSpec(options.records, options.combines, loses, late)
+
+
+def compose_readers(
+    scheme: Scheme,
+    spec: FormatSpec,
+    memory: MemoryManagement,
+    traces: WriteTraces,
+    buffers: Sequence[StoreLog],
+) -> list[BufferReader]:
+    """Return a reader for each CPU's guest write buffer; none for a scheme without."""
+    if scheme.detect != "write-buffer":
+        return []
+    options = scheme.options
+    fault = buffer_fault_named(options.buffer.fault)
+    return [
+        BufferReader(
+            buffer, memory, traces, spec.entry_bytes, tell_all=options.tell_all, fault=fault
+        )
+        for buffer in buffers
+    ]
 
 
 def compose_sub_vmms(
@@ -46,6 +91,14 @@ def order_named(names: str) -> Order:
             raise ValueError(f"no patch order switch {name!r}: see `penumbra list faults`")
         order |= SWITCHES[name].order
     return order
+
+
+def _detection(scheme: Scheme) -> Detection:
+    if scheme.detect != "write-buffer":
+        return WriteProtect()
+    options = scheme.options.buffer
+    fault = buffer_fault_named(options.fault)
+    return MarkForLog(everything=options.marks == "writable", fault=fault)
 
 
 def _propagation(scheme: Scheme, matrix: Matrix) -> Propagation:

@@ -1,9 +1,9 @@
 """What a shadow entry is, given a guest entry: the one place that says it.
 
 A shadow leaf has at most the guest's rights. It is writable only if the guest entry is writable
-*and* dirty, so that the first write exits and D can be set (VTLB's emulation of D), and only if its
-frame is not a traced table. A guest entry with A=0 derives nothing: A is set when a translation is
-loaded, by the fill.
+*and* dirty, so that the first write exits and D can be set (VTLB's emulation of D). What becomes of
+an entry that maps a traced table is for the detection policy to say: read-only, or marked. A guest
+entry with A=0 derives nothing: A is set when a translation is loaded, by the fill.
 
 Source: A40 Fig. 7, Fig. 8 steps 810-814; VTLB for A and D.
 """
@@ -20,8 +20,12 @@ from penumbra.hw.formats import CR4_PGE, EFER_NXE, NX, PAGE_SHIFT, A, D, FormatS
 NOWHERE = 0xFFFFF
 
 
-class _Traced(Protocol):
-    def __contains__(self, gfn: int, /) -> bool: ...
+class Guard(Protocol):
+    """What keeps stores to traced frames from going unnoticed."""
+
+    def guard(self, value: int, entry: int, gfn: int) -> int:
+        """Return the shadow leaf `value`, derived from guest leaf `entry`, as `gfn` needs it."""
+        ...
 
 
 def link_rights(spec: FormatSpec, entry: int) -> int:
@@ -34,7 +38,7 @@ def derive_leaf(
     entry: int,
     target: int,
     memory: MemoryManagement,
-    traces: _Traced,
+    traces: Guard,
     registers: GuestRegisters,
 ) -> int:
     """Derive the shadow leaf of a guest leaf entry that maps guest frame `target`; 0 is nothing.
@@ -52,8 +56,9 @@ def derive_leaf(
     if pfn == UNBACKED:
         pfn = NOWHERE
     value = (pfn << PAGE_SHIFT) | P | A | D | link_rights(spec, entry)
-    if not entry & D or target in traces:
+    if not entry & D:
         value &= ~W
+    value = traces.guard(value, entry, target)
     if entry & G and registers.cr4 & CR4_PGE:
         value |= G
     return value

@@ -81,7 +81,7 @@ class Filler:
         target = walker.frame(gva)  # 808
         writable = walker.rights & E_W
         steps = walker.set_accessed(steps, kind)
-        if kind == WRITE and (target in self._traces or not writable):
+        if kind == WRITE and (self._traces.emulates(target) or not writable):
             return _EMULATE
         self._install(steps, gva, target)  # 814
         return _HIDDEN
@@ -89,7 +89,7 @@ class Filler:
     def _fault_unpaged(self, gva: int, kind: int) -> Outcome:
         """Map an address to itself: with CR0.PG clear the guest has no table to derive from."""
         target = gva >> PAGE_SHIFT
-        if kind == WRITE and target in self._traces:
+        if kind == WRITE and self._traces.emulates(target):
             return _EMULATE
         root, top = self._space.root, self._spec.top
         assert root is not None, "no root is loaded"

@@ -34,6 +34,10 @@ class Propagation(Protocol):
     def end(self, producer: int) -> None:
         """Every consumer is told and has acknowledged what it had to (P9)."""
 
+    def lose(self, producer: int, consumers: int) -> int:
+        """Tell each consumer to drop everything at its next event; return who is owed it now."""
+        ...
+
     def drain(self, consumer: int, covers: Covers | None) -> Drained:
         """Take the patches a coherency event makes relevant; None covers everything."""
         ...
@@ -66,6 +70,9 @@ class ImmediateShootdown:
 
     def end(self, producer: int) -> None:
         pass
+
+    def lose(self, producer: int, consumers: int) -> int:
+        return consumers
 
     def drain(self, consumer: int, covers: Covers | None) -> Drained:
         return _NOTHING
@@ -100,6 +107,12 @@ class PatchChannels:
 
     def end(self, producer: int) -> None:
         self._producers[producer].end()
+
+    def lose(self, producer: int, consumers: int) -> int:
+        for consumer in range(len(self._consumers)):
+            if consumers >> consumer & 1:
+                self._producers[producer].lose(consumer)
+        return 0
 
     def drain(self, consumer: int, covers: Covers | None) -> Drained:
         return self._consumers[consumer].event(covers)

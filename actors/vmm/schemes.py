@@ -11,10 +11,31 @@ from typing import Literal
 
 import msgspec
 
-Detect = Literal["none", "write-trace"]
+from penumbra.actors.vmm.buffer_faults import buffer_fault_named
+
+Detect = Literal["none", "write-trace", "write-buffer"]
 Propagate = Literal["none", "shootdown", "patch"]
 Apply = Literal["none", "update", "invalidate"]
 Shadow = Literal["none", "per-cpu", "per-privilege"]
+
+
+class WriteBufferOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options of the detection by guest write buffers (GWB).
+
+    Attributes:
+        records: Records a CPU's buffer holds.
+        overflow: What a full one does: stop the CPU before the store ("exit"), or note a loss, for
+            which every shadow is dropped at its VCPU's next event ("lost").
+        marks: Which shadow entries are marked: those that map guest tables, or all writable ones.
+        combines: A store next to the last record's shares its record.
+        fault: Switches joined by `+` (`penumbra list faults`).
+    """
+
+    records: int = 64
+    overflow: Literal["exit", "lost"] = "exit"
+    marks: Literal["tables", "writable"] = "tables"
+    combines: bool = True
+    fault: str = ""
 
 
 class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -27,6 +48,7 @@ class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         flood: Traced stores to one guest table without a fill through it, after which its trace and
             its shadows are dropped; 0 never.
         order: Name of the patch channel's step order (`penumbra list faults`).
+        buffer: The guest write buffers, where `detect` is "write-buffer".
     """
 
     capacity: int = 64
@@ -34,6 +56,7 @@ class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     shadow_pages: int = 1024
     flood: int = 0
     order: str = "correct"
+    buffer: WriteBufferOptions = WriteBufferOptions()
 
 
 class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -57,6 +80,12 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             return None
         if self.detect == "none" or self.propagate == "none" or self.apply == "none":
             return f"scheme {self.name!r}: shadow tables need detect, propagate and apply"
+        if not 1 <= self.options.buffer.records <= 1 << 16:
+            return f"scheme {self.name!r}: options.buffer.records must be 1 .. 65536"
+        try:
+            buffer_fault_named(self.options.buffer.fault)
+        except ValueError as error:
+            return f"scheme {self.name!r}: options.buffer.fault: {error}"
         if self.options.shadow_pages < 64:
             return f"scheme {self.name!r}: options.shadow_pages must be at least 64"
         return None
@@ -79,5 +108,13 @@ PATCH = Scheme(
     shadow="per-cpu",
     about="traced stores are posted to patch channels, applied at coherency events (A40 Figs 8-12)",
 )
+WRITE_BUFFER = Scheme(
+    name="write-buffer",
+    detect="write-buffer",
+    propagate="patch",
+    apply="update",
+    shadow="per-cpu",
+    about="the hardware logs stores to guest tables; events read every CPU's log (GWB)",
+)
 
-PRESETS = {scheme.name: scheme for scheme in (NATIVE, SHOOTDOWN, PATCH)}
+PRESETS = {scheme.name: scheme for scheme in (NATIVE, SHOOTDOWN, PATCH, WRITE_BUFFER)}

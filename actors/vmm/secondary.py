@@ -86,6 +86,13 @@ class SecondaryData(Protocol):
     def drop_table(self, gfn: int) -> None:
         """Forget everything derived from a guest table."""
 
+    def stores_lost(self) -> int:
+        """Stores to guest tables went unseen: tell all; return the bit set owed a `forget_all`."""
+        ...
+
+    def forget_all(self) -> None:
+        """Forget everything derived from any guest table."""
+
     # ---- what the hardware has to be told ---------------------------------------------------
 
     def take_flushes(self) -> list[int]:

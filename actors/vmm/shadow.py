@@ -243,13 +243,22 @@ class ShadowSpace:
     def revoke_write(self, gfn: int) -> int:
         """Take W from every mapping of a guest frame; return how many had it (T3a)."""
         n = 0
-        for page, index in self._rmap.get(gfn, {}):
+        for page, index in self.mappings(gfn):
             value = self.entry(page, index)
             if value & W:
-                self._write(page, index, value & ~W)
-                self._note_flush(page, index)
+                self.rewrite(page, index, value & ~W)
                 n += 1
         return n
+
+    def mappings(self, gfn: int) -> list[tuple[ShadowPage, int]]:
+        """Return every leaf that maps a guest frame, under whatever address."""
+        return list(self._rmap.get(gfn, {}))
+
+    def rewrite(self, page: ShadowPage, index: int, value: int, *, flush: bool = True) -> None:
+        """Change the rights or the mark of a live leaf."""
+        self._write(page, index, value)
+        if flush:
+            self._note_flush(page, index)
 
     def take_flushes(self) -> list[int]:
         """Return the addresses the CPU must flush now, once each; FLUSH_ALL alone if it is in."""

@@ -22,14 +22,15 @@ from penumbra.actors.vmm.top_registers import enter_entries, read_entries
 from penumbra.actors.vmm.walk import REGISTERS, registers_flush
 from penumbra.hw.control import reloads_top
 from penumbra.hw.exits import GeneralProtection
-from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, A, P, W
+from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, A, P
 
 
 class SubVmm:
     """Shadow tables and coherence of one VCPU.
 
     Invariant: every table a shadow page derives from is traced, every live shadow entry's guest
-    entry has this VCPU in its interest set, and no shadow entry maps a traced frame writable.
+    entry has this VCPU in its interest set, and no store through a shadow entry that maps a traced
+    frame goes unnoticed.
     """
 
     def __init__(self, vcpu_id: int, shared: Shared) -> None:
@@ -227,8 +228,8 @@ class SubVmm:
             self.space.clear(page, index)
 
     def revoke_write(self, gfn: int) -> int:
-        """A trace is being placed on `gfn`: take write permission away here (T3a)."""
-        return self.space.revoke_write(gfn)
+        """A trace is being placed on `gfn`: guard its mappings here (T3a)."""
+        return self._traces.detection.place(self.space, gfn)
 
     def drop_table(self, gfn: int) -> None:
         """Forget everything derived from a guest table; its queued patches mean nothing then."""
@@ -237,6 +238,16 @@ class SubVmm:
         for page in self.space.of_table(gfn):
             if page in self.space.of_table(gfn):  # fragments go with their large page
                 self.space.drop(page)
+        self._traces.detection.lift(self.space, gfn)
+
+    def stores_lost(self) -> int:
+        """Stores to guest tables went unseen: tell every consumer (P8); return who is owed it."""
+        everyone = (1 << self.shared.matrix.n) - 1
+        return self.shared.propagation.lose(self.vcpu_id, everyone)
+
+    def forget_all(self) -> None:
+        """Drop whatever is derived, from whichever table."""
+        self._follower.drop_shadows()
 
     def load_mode(self, register: int, value: int) -> bool | GeneralProtection:
         """Take a new CR0 or CR4; tell whether it flushes, and then derive everything anew.
@@ -276,5 +287,5 @@ class SubVmm:
                 entry = self.registers.top[index]
                 assert entry & P and child.role[0] == (entry & self._spec.frame_mask) >> PAGE_SHIFT
         for page, index, target in self.space.leaves():
-            traced = target in self._traces
-            assert not (traced and self.space.entry(page, index) & W), f"{target:#x} is writable"
+            escapes = self._traces.escapes(self.space.entry(page, index), target)
+            assert not escapes, f"{target:#x} is writable"

@@ -1,8 +1,9 @@
 """Write traces on guest page-table pages, and who wants to hear of which entry.
 
 A trace stands on a whole page; consumers are noted per entry (A40 [0095]-[0096]). While a guest
-frame is traced no shadow of any VCPU may map it writable, so every store to it exits. Placing one
-counts: the count is the usefulness indicator of derived values (A40 [0100]).
+frame is traced every store to it is noticed, at once or by the next coherency event, as the
+detection policy has it: no shadow of any VCPU may map it writable, or every one is marked. Placing
+one counts: the count is the usefulness indicator of derived values (A40 [0100]).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from penumbra.actors.core import Matrix
+from penumbra.actors.vmm.detect import Detection, WriteProtect
 
 
 @dataclass
@@ -28,11 +30,15 @@ class TracedTable:
 class WriteTraces:
     """The traces of one VM.
 
-    Invariant: `gfn in traces` exactly while its stores exit. The count only grows.
+    Invariant: `gfn in traces` exactly while its stores are noticed. The count only grows.
+
+    Attributes:
+        detection: How they are.
     """
 
-    def __init__(self, matrix: Matrix) -> None:
+    def __init__(self, matrix: Matrix, detection: Detection | None = None) -> None:
         self._matrix = matrix
+        self.detection: Detection = WriteProtect() if detection is None else detection
         self._tables: dict[int, TracedTable] = {}
         self.n_placed = 0
         self.n_removed = 0
@@ -40,8 +46,20 @@ class WriteTraces:
     def __contains__(self, gfn: int) -> bool:
         return gfn in self._tables
 
+    def guard(self, value: int, entry: int, gfn: int) -> int:
+        """Return the shadow leaf `value` of a guest frame as the detection policy needs it."""
+        return self.detection.leaf(value, entry, gfn in self._tables)
+
+    def emulates(self, gfn: int) -> bool:
+        """Tell whether the monitor has to make the stores to a frame."""
+        return self.detection.emulates and gfn in self._tables
+
+    def escapes(self, value: int, gfn: int) -> bool:
+        """Tell whether a shadow leaf lets stores to a traced frame go unnoticed."""
+        return gfn in self._tables and self.detection.escapes(value)
+
     def place(self, gfn: int) -> None:
-        """Mark `gfn` traced and count (T1, T2); the caller then revokes write rights everywhere."""
+        """Mark `gfn` traced and count (T1, T2); the caller then has every CPU guard it."""
         self._tables[gfn] = TracedTable()
         self._matrix.place_trace()
         self.n_placed += 1
@@ -71,6 +89,13 @@ class WriteTraces:
     def consumers(self, gfn: int, index: int) -> int:
         """Return the bit set of VCPUs to tell of a change (Fig. 11, 832)."""
         return self._tables[gfn].interest.get(index, 0)
+
+    def derived_from(self, gfn: int, first: int, stop: int) -> list[int]:
+        """Return the indexes from `first` up to `stop` that some VCPU's shadow derives from."""
+        interest = self._tables[gfn].interest
+        if stop - first > len(interest):
+            return sorted(index for index in interest if first <= index < stop)
+        return [index for index in range(first, stop) if index in interest]
 
     def note_store(self, gfn: int) -> int:
         """Count a traced store; return how many came since the last fill through the table."""

@@ -40,7 +40,11 @@ def test_everything_that_can_be_named_is_listed(penumbra: Penumbra) -> None:
 
 
 def test_one_list_alone_can_be_asked_for(penumbra: Penumbra) -> None:
-    assert penumbra("list", "schemes", "--quiet") == (0, "native\nshootdown\npatch\n", "")
+    assert penumbra("list", "schemes", "--quiet") == (
+        0,
+        "native\nshootdown\npatch\nwrite-buffer\n",
+        "",
+    )
     code, out, err = penumbra("list", "nonsense")
     assert (code, out) == (2, "")
     assert "invalid choice: 'nonsense'" in err

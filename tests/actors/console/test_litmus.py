@@ -28,14 +28,12 @@ def _failing(name: str = "made") -> dict[str, object]:
 def test_the_sample_passes_under_every_scheme(penumbra: Penumbra) -> None:
     code, out, err = penumbra("litmus", str(SAMPLE))
     assert (code, err) == (0, "")
-    assert [line.split()[:3] for line in out.splitlines()[2:5]] == [
-        ["native", "21", "0"],
-        ["shootdown", "21", "0"],
-        ["patch", "21", "0"],
+    assert [line.split()[:3] for line in out.splitlines()[2:6]] == [
+        [scheme, "21", "0"] for scheme in ("native", "shootdown", "patch", "write-buffer")
     ]
     assert "stale outcomes not reached under native" not in out
     assert "stale outcomes not reached under shootdown: remap-noflush, " in out
-    assert penumbra("litmus", str(SAMPLE), "--quiet", "--schedules", "2") == (0, "63 passed\n", "")
+    assert penumbra("litmus", str(SAMPLE), "--quiet", "--schedules", "2") == (0, "84 passed\n", "")
 
 
 def test_json_says_what_each_test_showed(penumbra: Penumbra) -> None:

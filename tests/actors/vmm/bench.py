@@ -22,18 +22,27 @@ import msgspec
 
 from penumbra.actors.check import Oracle
 from penumbra.actors.core import Matrix, Order
+from penumbra.actors.vmm.compose import compose_buffer, compose_readers, compose_traces
 from penumbra.actors.vmm.fill import Emulate, Forward, Hidden, PlaceTraces
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.parts import Shared
 from penumbra.actors.vmm.propagate import ImmediateShootdown, Key, PatchChannels
-from penumbra.actors.vmm.schemes import PATCH, SHOOTDOWN, Apply, Scheme, SchemeOptions
+from penumbra.actors.vmm.schemes import (
+    PATCH,
+    SHOOTDOWN,
+    WRITE_BUFFER,
+    Apply,
+    Propagate,
+    Scheme,
+    SchemeOptions,
+    WriteBufferOptions,
+)
 from penumbra.actors.vmm.shadow import FLUSH_ALL
 from penumbra.actors.vmm.subvmm import SubVmm
-from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.hw import mmu_layout as m
 from penumbra.hw import operations as o
 from penumbra.hw.cpu import PhysicalCpu
-from penumbra.hw.exits import Done, Exit, GeneralProtection, PageFault, TlbMiss
+from penumbra.hw.exits import BufferFull, Done, Exit, GeneralProtection, PageFault, TlbMiss
 from penumbra.hw.formats import (
     CR0_PE,
     CR0_PG,
@@ -85,6 +94,15 @@ def patch(apply: Apply = "update", **options: object) -> Scheme:
     return msgspec.structs.replace(PATCH, apply=apply, options=chosen)
 
 
+def write_buffer(propagate: Propagate = "patch", **options: object) -> Scheme:
+    """Return the write-buffer scheme, those of `WriteBufferOptions` among the options."""
+    names = WriteBufferOptions.__struct_fields__
+    buffer = {name: options.pop(name) for name in names if name in options}
+    chosen = msgspec.convert({"shadow_pages": 64, "buffer": buffer, **options}, SchemeOptions)
+    apply: Apply = "update" if propagate == "patch" else "invalidate"
+    return msgspec.structs.replace(WRITE_BUFFER, propagate=propagate, apply=apply, options=chosen)
+
+
 def shootdown(**options: object) -> Scheme:
     """Return the shootdown scheme with other options."""
     chosen = msgspec.convert({"shadow_pages": 64, **options}, SchemeOptions)
@@ -118,15 +136,21 @@ class Bench:
         self.ram = Ram(n_frames + n_shadow)
         self.memory = MemoryManagement(self.ram, n_frames, identity=False, seed=1)
         self.matrix = Matrix(n_vcpus, scheme.options.capacity, order=order)
-        self.traces = WriteTraces(self.matrix)
+        self.traces = compose_traces(scheme, self.matrix)
         patches = scheme.propagate == "patch"
         policy = PatchChannels(self.matrix) if patches else ImmediateShootdown()
         shared = Shared(spec, scheme, self.memory, self.matrix, self.traces, policy)
         self.submms = [SubVmm(i, shared) for i in range(n_vcpus)]
         geometry = tlb or TlbGeometry(64, 4, 4)
-        self.cpus = [PhysicalCpu(i, spec, self.ram, Tlb(spec, geometry)) for i in range(n_vcpus)]
+        buffer = compose_buffer(scheme)
+        self.cpus = [
+            PhysicalCpu(i, spec, self.ram, Tlb(spec, geometry), buffer=buffer)
+            for i in range(n_vcpus)
+        ]
         self.ports = [cpu.let_software_manage() for cpu in self.cpus] if software else []
         self._update = scheme.apply == "update"
+        buffers = [cpu.write_buffer for cpu in self.cpus]
+        self.readers = compose_readers(scheme, spec, self.memory, self.traces, buffers)
         self.oracle = Oracle(spec.name, n_vcpus, self.ram.bytes, self.ram.flags_array)
         self.log: list[Seen] = []
         self._next_frame = 1
@@ -219,11 +243,14 @@ class Bench:
             stop = self.cpus[vcpu].run(work, user, at)
             if isinstance(stop, Done):
                 return self.memory.guest_of.get(self._used, -1)
-            at, missed = getattr(stop, "at", at), self._miss(vcpu, stop, user)
-            if missed is None:
-                continue
-            stop = missed
-            error, at, done = self._page_fault(vcpu, stop, work, user)
+            at = getattr(stop, "at", at)
+            if isinstance(stop, BufferFull):
+                error, at, done = self._buffer_full(vcpu, work, at, user)
+            else:
+                missed = self._miss(vcpu, stop, user)
+                if missed is None:
+                    continue
+                error, at, done = self._page_fault(vcpu, missed, work, user)
             if error is not None:
                 return error
             if done:
@@ -256,12 +283,14 @@ class Bench:
 
     def invlpg(self, vcpu: int, gva: int) -> None:
         """Execute INVLPG."""
+        self.tell_logged()
         self.submms[vcpu].event_invlpg(gva)
         self._flush(vcpu)
         self.oracle.event(vcpu, "INVLPG", gva)
 
     def load_cr3(self, vcpu: int, root: int, offset: int = 0) -> GeneralProtection | None:
         """Load CR3 with a guest frame, or an address in it; return why the CPU refuses."""
+        self.tell_logged()
         cr3 = root << PAGE_SHIFT | offset
         refused = self._load_root(vcpu, cr3)
         if refused is None:
@@ -277,6 +306,7 @@ class Bench:
         return self._load_mode(vcpu, 4, value)
 
     def _load_mode(self, vcpu: int, register: int, value: int) -> GeneralProtection | None:
+        self.tell_logged()
         refused = self.submms[vcpu].load_mode(register, value)
         if isinstance(refused, GeneralProtection):
             return refused
@@ -308,6 +338,7 @@ class Bench:
         self, vcpu: int, fault: PageFault, work: o.Operation, user: bool
     ) -> tuple[Faulted | None, int, bool]:
         """Answer a hardware fault: the guest's or None, where to go on, whether it is done."""
+        self.tell_logged()
         while True:
             outcome = self.submms[vcpu].fault(fault.gva, fault.kind, user)
             if isinstance(outcome, PlaceTraces):
@@ -323,6 +354,33 @@ class Bench:
             if self.ports:
                 self.ports[vcpu].refill(fault.gva, fault.kind, user)  # 816
             return None, fault.at, False
+
+    def _buffer_full(
+        self, vcpu: int, work: o.Operation, at: int, user: bool
+    ) -> tuple[Faulted | None, int, bool]:
+        self.log.append(Seen("buffer full", vcpu))
+        if not len(self.cpus[vcpu].write_buffer):
+            return self._emulate(vcpu, work, at, user)
+        self.tell_logged(vcpu)
+        return None, at, False
+
+    def tell_logged(self, *cpu_ids: int) -> None:
+        """Read the guest write buffers of these CPUs, of all unless said."""
+        for cpu_id in cpu_ids or range(len(self.readers)):
+            submm, logged = self.submms[cpu_id], self.readers[cpu_id].take()
+            if logged.lost:
+                owed = submm.stores_lost()
+                for consumer, other in enumerate(self.submms):
+                    if owed >> consumer & 1:
+                        other.forget_all()
+                        self._flush(consumer)
+                continue
+            for base, offset in self.readers[cpu_id].entries(logged.stores):
+                self._finish_store(cpu_id, submm.begin_store([(base | offset, 1)]))
+            for gpa, size in logged.stores:
+                gfn = gpa >> PAGE_SHIFT
+                if submm.flooded(gfn, size == PAGE_BYTES):
+                    self.untrace(gfn)
 
     def _emulate(
         self, vcpu: int, work: o.Operation, at: int, user: bool
@@ -443,7 +501,9 @@ class Bench:
             taken += frames
             for value in cpu.tlb.entries().values():
                 gfn = self.memory.guest_of.get(value >> PAGE_SHIFT, -1)
-                assert not (value & m.E_W and gfn in self.traces), f"frame {gfn} writable in a TLB"
+                guarded = value & m.E_MARKED and not self.traces.emulates(gfn)
+                escapes = value & m.E_W and gfn in self.traces and not guarded
+                assert not escapes, f"frame {gfn} writable in a TLB"
             assert psc_frames(cpu.tlb) <= set(frames), "a dropped shadow page may be walked"
         assert len(taken) == len(set(taken)), "a frame serves two shadow pages"
         assert not set(taken) & set(self.memory.guest_of)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from penumbra.actors.core import Matrix
 from penumbra.actors.vmm.derive import NOWHERE, derive_leaf, link_rights
 from penumbra.actors.vmm.memory import MemoryManagement
+from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.actors.vmm.walk import GuestRegisters
 from penumbra.hw.formats import (
     CR4_PGE,
@@ -39,7 +41,9 @@ def derive(
     """
     memory = MemoryManagement(Ram(16), 8, identity=False, seed=1)
     registers = GuestRegisters(cr4=CR4_PGE * pge, efer=EFER_NXE * nxe)
-    value = derive_leaf(spec, target << 12 | flags, target, memory, {TRACED}, registers)
+    traces = WriteTraces(Matrix(1))
+    traces.place(TRACED)
+    value = derive_leaf(spec, target << 12 | flags, target, memory, traces, registers)
     if not value:
         return 0, 0
     pfn = (value & spec.frame_mask) >> 12

@@ -18,7 +18,7 @@ from penumbra.hw.formats import CR0_WP, IA32, NX, PAE, PS, X86_64, A, D, FormatS
 from penumbra.hw.operations import Fill
 from penumbra.hw.streams import FETCH, READ, WRITE
 
-from .bench import LINK, PROTECTED, USED, Bench, patch, shootdown
+from .bench import LINK, PROTECTED, USED, Bench, patch, shootdown, write_buffer
 
 Step = tuple[str, int, int, int]
 TOO_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -166,6 +166,13 @@ SCHEMES = {
     "patch, one slot": patch(capacity=1),
     "patch, two slots, invalidating": patch("invalidate", capacity=2, flood=2),
     "patch, told at all, four slots": patch(tell_all=True, capacity=4),
+    "write buffer": write_buffer(),
+    "write buffer, one record, one slot": write_buffer(records=1, combines=False, capacity=1),
+    "write buffer, all marked, losing": write_buffer(
+        records=3, marks="writable", overflow="lost", flood=3
+    ),
+    "write buffer, shot down": write_buffer("shootdown", records=2, overflow="lost"),
+    "write buffer, told at all": write_buffer(tell_all=True, marks="writable", records=4),
 }
 
 
@@ -222,7 +229,7 @@ class Walk:
             bench.do(vcpu, Fill(world.window + (gfn << 12), 4096, 0))
 
 
-@pytest.mark.shows("V2", "V5", "V6", "P3", "P4", "P5", "P10")
+@pytest.mark.shows("V2", "V5", "V6", "P3", "P4", "P5", "P10", "W1", "W2", "W3", "W5", "W6")
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("world", WORLDS)
 @settings(max_examples=30, deadline=None, suppress_health_check=TOO_SLOW)
