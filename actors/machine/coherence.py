@@ -11,11 +11,15 @@ from typing import Protocol
 
 from penumbra.actors.machine.messages import (
     Complete,
+    ConsumerOrder,
+    ConsumerReply,
     DropTable,
     EmulateStore,
     FaultDelivered,
+    Followed,
     Invalidate,
     LoadRoot,
+    MachineChecked,
     ModeLoaded,
     PageInvalidated,
     PrivilegeChanged,
@@ -28,6 +32,7 @@ from penumbra.actors.machine.messages import (
     RootLoaded,
     SetModes,
     Stored,
+    TablesFreed,
     TracesWanted,
     TruePageFault,
 )
@@ -51,7 +56,7 @@ class Coherence(Protocol):
 
     def page_fault(
         self, fault: PageFault, work: Operation, user: bool
-    ) -> TruePageFault | Ran | None:
+    ) -> TruePageFault | MachineChecked | Ran | None:
         """Answer a hardware fault: deliver it, take this progress, or run again (None)."""
 
     def deliver(self, gva: int) -> None:
@@ -154,13 +159,16 @@ class Monitored:
 
     def page_fault(
         self, fault: PageFault, work: Operation, user: bool
-    ) -> TruePageFault | Ran | None:
+    ) -> TruePageFault | MachineChecked | Ran | None:
         while True:
-            reply = self._consumer.ask_nowait(Repair(fault.gva, fault.kind, user))
+            reply = self._ask(Repair(fault.gva, fault.kind, user))
             if isinstance(reply, TracesWanted):
                 self._place(reply.gfns)
             elif isinstance(reply, TruePageFault):
                 self.note_exit("true fault")
+                return reply
+            elif isinstance(reply, MachineChecked):
+                self.note_exit("machine check")
                 return reply
             elif isinstance(reply, Repaired):
                 self.note_exit("hidden fault")
@@ -168,6 +176,16 @@ class Monitored:
             else:
                 self.note_exit("traced store")
                 return self._emulate(work, user, fault.at)
+
+    def _ask(self, order: ConsumerOrder) -> ConsumerReply:
+        """Ask this VCPU's consumer; CPUs that still walk what it freed flush at once."""
+        reply = self._consumer.ask_nowait(order)
+        if isinstance(reply, Followed | Repaired) and reply.remote:
+            for i, consumer in enumerate(self._consumers):
+                if reply.remote >> i & 1:
+                    self._observer.count(self._vcpu, "ipi")
+                    consumer.ask_nowait(TablesFreed())
+        return reply
 
     def _emulate(self, work: Operation, user: bool, at: int) -> TruePageFault | Ran:
         while True:
@@ -201,26 +219,28 @@ class Monitored:
 
     def deliver(self, gva: int) -> None:
         self._event()
-        self._consumer.ask_nowait(FaultDelivered(gva))
+        self._ask(FaultDelivered(gva))
 
     def invlpg(self, gva: int) -> None:
         self._event()
-        self._consumer.ask_nowait(PageInvalidated(gva))
+        self._ask(PageInvalidated(gva))
 
     def load_root(self, cr3: int) -> None:
         self._event()
         self._load_root(cr3)
 
     def _load_root(self, cr3: int) -> None:
-        while isinstance(reply := self._consumer.ask_nowait(RootLoaded(cr3)), TracesWanted):
+        while isinstance(reply := self._ask(RootLoaded(cr3)), TracesWanted):
             self._place(reply.gfns)
 
     def load_mode(self, register: int, value: int) -> None:
         self._event()
         paged = self.registers.paging
-        self._consumer.ask_nowait(ModeLoaded(register, value))
+        self._ask(ModeLoaded(register, value))
         if self.registers.paging != paged:
             self._load_root(self.registers.cr3)
+        elif self._per_privilege:  # another mode may have another root
+            self._ask(PrivilegeChanged(False))
 
     def physical(self, work: Physical) -> int:
         if work.gpa >> PAGE_SHIFT in self._traces and not isinstance(work, LoadPhysical):
@@ -232,7 +252,7 @@ class Monitored:
     def privilege(self, user: bool) -> None:
         if self._per_privilege:
             self.note_exit("privilege")
-            self._consumer.ask_nowait(PrivilegeChanged(user))
+            self._ask(PrivilegeChanged(user))
 
     def _event(self) -> None:
         self._observer.count(self._vcpu, "coherency_event")

@@ -176,7 +176,9 @@ class TracesWanted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4
 
 
 class Repaired(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
-    """A hidden fault: the shadow holds the translation now."""
+    """A hidden fault: the shadow holds the translation now. `remote`: see `Followed`."""
+
+    remote: int = 0
 
 
 class StoreWanted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
@@ -285,9 +287,14 @@ class DropTable(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
 
 
 class Followed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=9):
-    """The shadow follows, the CPU is flushed; so many patches were applied."""
+    """The shadow follows, the CPU is flushed; so many patches were applied.
+
+    Attributes:
+        remote: Bit set of VCPUs that walk what was freed: they have to flush before they run on.
+    """
 
     n_applied: int = 0
+    remote: int = 0
 
 
 class PrivilegeChanged(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
@@ -296,8 +303,20 @@ class PrivilegeChanged(msgspec.Struct, frozen=True, array_like=True, gc=False, t
     user: bool
 
 
+class TablesFreed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=11):
+    """Another VCPU freed tables this one shares: flush (VTLB Fig. 8, 894)."""
+
+
+class MachineChecked(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=12):
+    """The guest's tables name memory the VM does not have (VTLB Fig. 7A, 716)."""
+
+    gva: int
+    gpa: int
+
+
 ConsumerOrder: TypeAlias = (
     Repair
+    | TablesFreed
     | PageInvalidated
     | PrivilegeChanged
     | RootLoaded
@@ -307,4 +326,6 @@ ConsumerOrder: TypeAlias = (
     | RevokeWrite
     | DropTable
 )
-ConsumerReply: TypeAlias = Repaired | StoreWanted | TruePageFault | TracesWanted | Followed
+ConsumerReply: TypeAlias = (
+    Repaired | StoreWanted | TruePageFault | TracesWanted | Followed | MachineChecked
+)

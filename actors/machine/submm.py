@@ -22,6 +22,7 @@ from penumbra.actors.machine.messages import (
     Followed,
     Invalidate,
     LoadRoot,
+    MachineChecked,
     ModeLoaded,
     PageInvalidated,
     PrivilegeChanged,
@@ -42,7 +43,7 @@ from penumbra.actors.machine.messages import (
 from penumbra.actors.machine.observer import Observer
 from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import Actor, ActorRef
-from penumbra.actors.vmm.fill import Emulate, Forward, Hidden, PlaceTraces
+from penumbra.actors.vmm.fill import Emulate, Forward, Hidden, MachineCheck, PlaceTraces
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.secondary import SecondaryData
@@ -61,10 +62,11 @@ ConsumerRef = ActorRef[ConsumerOrder, ConsumerReply]
 def shadow_modes(registers: GuestRegisters) -> SetModes:
     """Return the mode bits of hardware that walks shadow tables.
 
-    WP stays set, so that a supervisor's store to a read-only page exits; no shadow page is large.
+    WP stays set, so that a supervisor's store to a read-only page exits; PSE, so that a shadow page
+    may be large whatever the guest's CR4.
     """
     pge, nxe = bool(registers.cr4 & CR4_PGE), bool(registers.efer & EFER_NXE)
-    return SetModes(True, False, pge, nxe, True)
+    return SetModes(True, True, pge, nxe, True)
 
 
 class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
@@ -107,13 +109,15 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
             return TruePageFault(message.gva, outcome.error, message.kind)
         if isinstance(outcome, PlaceTraces):
             return TracesWanted(outcome.gfns)
+        if isinstance(outcome, MachineCheck):
+            return MachineChecked(outcome.gva, outcome.gpa)
         self._flush()
         if isinstance(outcome, Emulate):
             return StoreWanted()
         assert isinstance(outcome, Hidden)
         self._observer.count(self._vcpu, "hidden_fault")
         self._observer.note(self._vcpu, EventKind.HIDDEN_FAULT, message.gva, message.kind)
-        return Repaired()
+        return Repaired(self._submm.take_remote())
 
     def _load_root(self, cr3: int) -> ConsumerReply:
         root = self._submm.load_root(cr3)
@@ -135,7 +139,7 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         if n:
             self._observer.count(self._vcpu, "patch_applied", n)
             self._observer.note(self._vcpu, EventKind.PATCH_APPLIED, 0, n)
-        return Followed(n)
+        return Followed(n, self._submm.take_remote())
 
     def _flush(self) -> None:
         flushes = self._submm.take_flushes()

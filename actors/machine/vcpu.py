@@ -23,6 +23,7 @@ from penumbra.actors.machine.messages import (
     EnterProtection,
     Execute,
     Grant,
+    MachineChecked,
     Panicked,
     Ran,
     Resume,
@@ -274,6 +275,9 @@ class VcpuActor(Actor[Grant, Baton]):
             return
         if isinstance(answer, Ran):
             self._take(answer)
+            return
+        if isinstance(answer, MachineChecked):
+            self._end(f"machine check at {answer.gva:#x}: no memory at {answer.gpa:#x}")
             return
         self._deliver(answer)
 

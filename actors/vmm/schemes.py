@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from penumbra.actors.vmm.vtlb.errata import unknown
+
 Detect = Literal["none", "write-trace"]
 Propagate = Literal["none", "shootdown", "patch"]
 Apply = Literal["none", "update", "invalidate"]
@@ -27,6 +29,12 @@ class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         flood: Traced stores to one guest table without a fill through it, after which its trace and
             its shadows are dropped; 0 never.
         order: Name of the patch channel's step order (`penumbra list faults`).
+        fill: Virtual TLB: filled by faults alone, or all anew at each event (VTLB Figs 10A, 10B).
+        drop: Virtual TLB: what INVLPG drops, entries tied to the address or all (VTLBc 5, 6).
+        levels: Virtual TLB: levels built per fault, all of a path or one as printed (Fig. 7B).
+        prefetch: Virtual TLB: used guest entries loaded on either side of the one that faulted.
+        sharing: Virtual TLB: a pair of hierarchies per VCPU, or per root and mode within the VM.
+        errata: Virtual TLB: errors of the text to run as printed (`docs/errata.md`, ET1 to ET15).
     """
 
     capacity: int = 64
@@ -34,6 +42,12 @@ class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     shadow_pages: int = 1024
     flood: int = 0
     order: str = "correct"
+    fill: Literal["lazy", "eager"] = "lazy"
+    drop: Literal["tied", "all"] = "tied"
+    levels: Literal["all", "one"] = "all"
+    prefetch: int = 0
+    sharing: Literal["vcpu", "vm"] = "vcpu"
+    errata: tuple[str, ...] = ()
 
 
 class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -55,11 +69,24 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             if (self.detect, self.propagate, self.apply) != ("none", "none", "none"):
                 return f"scheme {self.name!r}: without a shadow the other policies must be 'none'"
             return None
-        if self.detect == "none" or self.propagate == "none" or self.apply == "none":
-            return f"scheme {self.name!r}: shadow tables need detect, propagate and apply"
         if self.options.shadow_pages < 64:
             return f"scheme {self.name!r}: options.shadow_pages must be at least 64"
+        if self.shadow == "per-privilege":
+            return self._virtual_tlb_problem()
+        if self.detect == "none" or self.propagate == "none" or self.apply == "none":
+            return f"scheme {self.name!r}: shadow tables need detect, propagate and apply"
         return None
+
+    def _virtual_tlb_problem(self) -> str | None:
+        options = self.options
+        if (self.detect, self.propagate) != ("none", "none"):
+            return f"scheme {self.name!r}: a virtual TLB traces nothing: detect, propagate 'none'"
+        if self.apply != ("update" if options.fill == "eager" else "invalidate"):
+            return f"scheme {self.name!r}: apply must be 'invalidate', with eager fill 'update'"
+        if not 0 <= options.prefetch <= 1024:
+            return f"scheme {self.name!r}: options.prefetch must be 0 .. 1024"
+        name = unknown(options.errata)
+        return name and f"scheme {self.name!r}: options.errata: no erratum {name!r}"
 
 
 NATIVE = Scheme(name="native", about="no monitor: the hardware walks the guest's own tables")
@@ -80,4 +107,18 @@ PATCH = Scheme(
     about="traced stores are posted to patch channels, applied at coherency events (A40 Figs 8-12)",
 )
 
-PRESETS = {scheme.name: scheme for scheme in (NATIVE, SHOOTDOWN, PATCH)}
+VTLB = Scheme(
+    name="vtlb",
+    apply="invalidate",
+    shadow="per-privilege",
+    about="a virtual TLB: nothing is traced, faults fill it, the guest's flushes drop from it",
+)
+VTLB_EAGER = Scheme(
+    name="vtlb-eager",
+    apply="update",
+    shadow="per-privilege",
+    options=SchemeOptions(fill="eager"),
+    about="a virtual TLB filled with all the guest's tables say at each event (VTLB Fig. 10)",
+)
+
+PRESETS = {scheme.name: scheme for scheme in (NATIVE, SHOOTDOWN, PATCH, VTLB, VTLB_EAGER)}

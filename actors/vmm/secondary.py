@@ -88,6 +88,10 @@ class SecondaryData(Protocol):
         """Return the addresses to flush since the last call; `[FLUSH_ALL]` is all of them."""
         ...
 
+    def take_remote(self) -> int:
+        """Return the bit set of other VCPUs that have flushes to take now, before they run on."""
+        ...
+
     def take_applied(self) -> int:
         """Return how many patches were applied since the last call."""
         ...

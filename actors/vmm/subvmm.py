@@ -169,6 +169,10 @@ class SubVmm:
         """Return the addresses to flush since the last call; `[FLUSH_ALL]` is all of them."""
         return self.space.take_flushes()
 
+    def take_remote(self) -> int:
+        """Nobody else walks this VCPU's shadow."""
+        return 0
+
     def take_applied(self) -> int:
         """Return how many patches were applied since the last call."""
         return self._follower.take_applied()

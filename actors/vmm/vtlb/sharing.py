@@ -1,0 +1,166 @@
+"""Whose active hierarchies there are: per VCPU, per VM, or one storage for all VMs in turn.
+
+Always a pair, one hierarchy for each set of privilege levels that pages can tell apart. Per VCPU
+needs no further protocol: what a VCPU has loaded is its own, as a TLB is. VCPUs of a VM may share
+a pair only while they have the same root and the same modes, for an entry means the same to them
+only then; what one of them drops is dropped for all, which is legal, and whoever joins or reloads
+CR3 empties the pair, because nothing older than its event may serve it.
+
+VMs may share storage, not content: it is emptied when another VM enters, and never live for two.
+
+Source: VTLBc 11, 12, 22, 23, 26, 27; method 400, block 406; field notes ET13.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from penumbra.actors.vmm.vtlb.entries import Mode
+from penumbra.actors.vmm.vtlb.tables import Hierarchy, Storage
+
+Sharing: TypeAlias = Literal["vcpu", "vm"]
+Key: TypeAlias = tuple[object, ...]
+
+
+class Pair:
+    """The active user and the active supervisor hierarchy.
+
+    Attributes:
+        key: What its users have in common.
+        users: Bit set of the VCPUs that run on it.
+    """
+
+    def __init__(self, storage: Storage, key: Key) -> None:
+        self.key = key
+        self.storage = storage
+        self.users = 0
+        self.user = Hierarchy(storage, user=True)
+        self.supervisor = Hierarchy(storage, user=False)
+        self.both = (self.user, self.supervisor)
+
+    def of(self, user: bool) -> Hierarchy:
+        """Return the hierarchy of a privilege (706)."""
+        return self.user if user else self.supervisor
+
+    def others(self, vcpu_id: int) -> int:
+        """Return the bit set of the VCPUs that use this pair beside one."""
+        return self.users & ~(1 << vcpu_id)
+
+    def empty(self, vcpu_id: int) -> None:
+        """Drop every active entry: all of the TLB's content is gone."""
+        for hierarchy in self.both:
+            hierarchy.empty(self.others(vcpu_id))
+
+    def check(self) -> None:
+        for hierarchy in self.both:
+            hierarchy.check()
+
+
+@dataclass(frozen=True)
+class Use:
+    """What of a VCPU decides which pair it may run on."""
+
+    vcpu_id: int
+    root: int
+    mode: Mode
+
+
+class Pairs:
+    """All pairs of one VM.
+
+    Invariant: a pair has users, all of one key; without sharing the key is the VCPU.
+    """
+
+    def __init__(self, storage: Storage, sharing: Sharing, *, regardless: bool = False) -> None:
+        """Start with none.
+
+        Args:
+            regardless: ET13 as printed: one pair per VM, whatever roots and modes its VCPUs have.
+        """
+        self.storage = storage
+        self._sharing = sharing
+        self._regardless = regardless
+        self._pairs: dict[Key, Pair] = {}
+        self._of: dict[int, Pair] = {}
+
+    def key(self, use: Use) -> Key:
+        if self._regardless:
+            return ()
+        return (use.vcpu_id,) if self._sharing == "vcpu" else (use.root, use.mode)
+
+    def join(self, use: Use) -> Pair:
+        """Return the pair a VCPU runs on from now on; a pair it leaves for good is freed."""
+        key = self.key(use)
+        mine = self._of.get(use.vcpu_id)
+        if mine is not None and mine.key != key:
+            self.leave(use.vcpu_id)
+            mine = None
+        if mine is None:
+            mine = self._pairs.get(key)
+            if mine is None:
+                mine = self._pairs[key] = Pair(self.storage, key)
+            self._of[use.vcpu_id] = mine
+            mine.users |= 1 << use.vcpu_id
+        return mine
+
+    def leave(self, vcpu_id: int) -> None:
+        """A VCPU runs on its pair no more: its CPU flushes before it runs again."""
+        pair = self._of.pop(vcpu_id)
+        pair.users &= ~(1 << vcpu_id)
+        if not pair.users:
+            del self._pairs[pair.key]
+            for hierarchy in pair.both:
+                hierarchy.release(0)
+
+    def all(self) -> list[Pair]:
+        return list(self._pairs.values())
+
+    def check(self) -> None:
+        n = 0
+        for key, pair in self._pairs.items():
+            assert key == pair.key
+            assert pair.users, "a pair nobody uses"
+            pair.check()
+            n += sum(hierarchy.n_tables for hierarchy in pair.both)
+        assert n == self.storage.n_used
+        frames = [t.pfn for pair in self.all() for h in pair.both for t in h.tables()]
+        assert len(frames) == len(set(frames)), "a frame serves two tables"
+
+
+class TurnTaking:
+    """One storage for the pairs of several VMs: whoever enters finds it empty.
+
+    Invariant: only the pairs of `owner` hold anything.
+
+    Source: VTLB method 400, block 406, "two or more virtual machines may share"; requirement I11.
+    """
+
+    def __init__(self) -> None:
+        self._members: dict[int, Pairs] = {}
+        self.owner: int | None = None
+
+    def add(self, vm: int, pairs: Pairs) -> None:
+        """Let a VM take its turns."""
+        self._members[vm] = pairs
+
+    def enter(self, vm: int) -> None:
+        """A VM runs next: what another has loaded goes. Every CPU flushes at a world switch.
+
+        Raises:
+            KeyError: No such VM.
+        """
+        entering = self._members[vm]
+        if self.owner not in (None, vm):
+            assert self.owner is not None
+            for pair in self._members[self.owner].all():
+                for hierarchy in pair.both:
+                    hierarchy.empty(0)
+        assert not any(h.root.origin for p in entering.all() for h in p.both if self.owner != vm)
+        self.owner = vm
+        self.check()
+
+    def check(self) -> None:
+        for vm, pairs in self._members.items():
+            live = any(h.root.origin for pair in pairs.all() for h in pair.both)
+            assert vm == self.owner or not live, f"VM {vm} has entries out of its turn"
