@@ -48,12 +48,9 @@ def compose_virtual_tlbs(
     common = options.sharing == "vm" or regardless
 
     def pairs() -> Pairs:
-        storage = Storage(
-            entries,
-            options.shadow_pages * (n if common else 1),
-            reuses_at_once="ET8" in options.errata,
-        )
-        return Pairs(storage, options.sharing, regardless=regardless)
+        n_tables = options.shadow_pages * (n if common else 1)
+        storage = Storage(memory, n_tables, reuses_at_once="ET8" in options.errata)
+        return Pairs(storage, entries, options.sharing, regardless=regardless)
 
     shared = pairs()
     return [VirtualTlb(State(i, entries, shared if common else pairs(), options)) for i in range(n)]

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from penumbra.actors.vmm.vtlb.entries import Mode
+from penumbra.actors.vmm.vtlb.entries import Entries, Mode
 from penumbra.actors.vmm.vtlb.tables import Hierarchy, Storage
 
 Sharing: TypeAlias = Literal["vcpu", "vm"]
@@ -31,12 +31,11 @@ class Pair:
         users: Bit set of the VCPUs that run on it.
     """
 
-    def __init__(self, storage: Storage, key: Key) -> None:
+    def __init__(self, storage: Storage, entries: Entries, key: Key) -> None:
         self.key = key
-        self.storage = storage
         self.users = 0
-        self.user = Hierarchy(storage, user=True)
-        self.supervisor = Hierarchy(storage, user=False)
+        self.user = Hierarchy(storage, entries, user=True)
+        self.supervisor = Hierarchy(storage, entries, user=False)
         self.both = (self.user, self.supervisor)
 
     def of(self, user: bool) -> Hierarchy:
@@ -72,13 +71,16 @@ class Pairs:
     Invariant: a pair has users, all of one key; without sharing the key is the VCPU.
     """
 
-    def __init__(self, storage: Storage, sharing: Sharing, *, regardless: bool = False) -> None:
+    def __init__(
+        self, storage: Storage, entries: Entries, sharing: Sharing, *, regardless: bool = False
+    ) -> None:
         """Start with none.
 
         Args:
             regardless: ET13 as printed: one pair per VM, whatever roots and modes its VCPUs have.
         """
         self.storage = storage
+        self._entries = entries
         self._sharing = sharing
         self._regardless = regardless
         self._pairs: dict[Key, Pair] = {}
@@ -99,7 +101,7 @@ class Pairs:
         if mine is None:
             mine = self._pairs.get(key)
             if mine is None:
-                mine = self._pairs[key] = Pair(self.storage, key)
+                mine = self._pairs[key] = Pair(self.storage, self._entries, key)
             self._of[use.vcpu_id] = mine
             mine.users |= 1 << use.vcpu_id
         return mine
@@ -116,51 +118,59 @@ class Pairs:
     def all(self) -> list[Pair]:
         return list(self._pairs.values())
 
+    def n_tables(self) -> int:
+        """Return how many active tables there are, roots included."""
+        return sum(hierarchy.n_tables for pair in self.all() for hierarchy in pair.both)
+
+    def is_empty(self) -> bool:
+        """Tell whether nothing is loaded: roots alone are left, all invalid (VTLBc 10)."""
+        return not any(h.root.origin for pair in self.all() for h in pair.both)
+
     def check(self) -> None:
-        n = 0
         for key, pair in self._pairs.items():
             assert key == pair.key
             assert pair.users, "a pair nobody uses"
             pair.check()
-            n += sum(hierarchy.n_tables for hierarchy in pair.both)
-        assert n == self.storage.n_used
         frames = [t.pfn for pair in self.all() for h in pair.both for t in h.tables()]
-        assert len(frames) == len(set(frames)), "a frame serves two tables"
+        assert len(frames) == len(set(frames)) == self.n_tables(), "a frame serves two tables"
 
 
 class TurnTaking:
-    """One storage for the pairs of several VMs: whoever enters finds it empty.
+    """One storage for the active tables of several VMs: whoever enters finds it empty.
 
     Invariant: only the pairs of `owner` hold anything.
 
     Source: VTLB method 400, block 406, "two or more virtual machines may share"; requirement I11.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
         self._members: dict[int, Pairs] = {}
         self.owner: int | None = None
 
     def add(self, vm: int, pairs: Pairs) -> None:
-        """Let a VM take its turns."""
+        """Let a VM take its turns; its pairs must be on this storage and empty."""
+        assert pairs.storage is self._storage and pairs.is_empty()
         self._members[vm] = pairs
 
     def enter(self, vm: int) -> None:
         """A VM runs next: what another has loaded goes. Every CPU flushes at a world switch.
 
         Raises:
-            KeyError: No such VM.
+            KeyError: No such VM; nothing was changed.
         """
-        entering = self._members[vm]
-        if self.owner not in (None, vm):
-            assert self.owner is not None
-            for pair in self._members[self.owner].all():
-                for hierarchy in pair.both:
-                    hierarchy.empty(0)
-        assert not any(h.root.origin for p in entering.all() for h in p.both if self.owner != vm)
+        if vm not in self._members:
+            raise KeyError(vm)
+        for other, pairs in self._members.items():
+            if other != vm:
+                for pair in pairs.all():
+                    for hierarchy in pair.both:
+                        hierarchy.empty(0)
         self.owner = vm
-        self.check()
 
     def check(self) -> None:
         for vm, pairs in self._members.items():
-            live = any(h.root.origin for pair in pairs.all() for h in pair.both)
-            assert vm == self.owner or not live, f"VM {vm} has entries out of its turn"
+            pairs.check()
+            assert vm == self.owner or pairs.is_empty(), f"VM {vm} has entries out of its turn"
+        n = sum(pairs.n_tables() for pairs in self._members.values())
+        assert n == self._storage.n_used, "a table belongs to no VM"

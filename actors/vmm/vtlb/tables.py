@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from penumbra.actors.vmm.memory import MonitorMemoryShortError
+from penumbra.actors.vmm.memory import MemoryManagement, MonitorMemoryShortError
 from penumbra.actors.vmm.vtlb.entries import Entries
 from penumbra.hw.formats import PAGE_SHIFT, P, U
 
@@ -57,8 +57,11 @@ class Storage:
         reuses_at_once: ET8 as printed: a freed frame is handed out again at once.
     """
 
-    def __init__(self, entries: Entries, max_tables: int, *, reuses_at_once: bool = False) -> None:
-        self.entries = entries
+    def __init__(
+        self, pool: MemoryManagement, max_tables: int, *, reuses_at_once: bool = False
+    ) -> None:
+        """Take frames of `pool`, so many at most."""
+        self._pool = pool
         self.reuses_at_once = reuses_at_once
         self.max_tables = max_tables
         self.n_used = 0
@@ -79,7 +82,7 @@ class Storage:
         """
         if self.n_left <= 0:
             raise MonitorMemoryShortError
-        pfn = self.entries.memory.take_frame()
+        pfn = self._pool.take_frame()
         self.n_used += 1
         return pfn
 
@@ -91,11 +94,11 @@ class Storage:
         self.n_used -= 1
         self.n_freed += 1
         if others and not self.reuses_at_once:
-            self.entries.memory.ram.clear_frame(pfn)
+            self._pool.ram.clear_frame(pfn)
             self._owed.append((pfn, others))
             self.owing |= others
         else:
-            self.entries.memory.give_frame(pfn)
+            self._pool.give_frame(pfn)
 
     def flushed(self, vcpu_id: int) -> None:
         """The CPU of a VCPU has dropped all it held: frames that waited for it alone are free."""
@@ -109,7 +112,7 @@ class Storage:
                 left.append((pfn, others))
                 self.owing |= others
             else:
-                self.entries.memory.give_frame(pfn)
+                self._pool.give_frame(pfn)
         self._owed = left
 
     def frames_owed(self) -> list[int]:
@@ -127,12 +130,12 @@ class Hierarchy:
         n_tables: Tables in use, the root included.
     """
 
-    def __init__(self, storage: Storage, user: bool) -> None:
+    def __init__(self, storage: Storage, entries: Entries, user: bool) -> None:
         self.user = user
         self._storage = storage
-        self._entries = storage.entries
-        self._ram = storage.entries.memory.ram
-        self._spec = storage.entries.spec
+        self._entries = entries
+        self._ram = entries.memory.ram
+        self._spec = entries.spec
         self.root = ActiveTable(storage.take(), self._spec.top, None, False)
         self.n_tables = 1
 
