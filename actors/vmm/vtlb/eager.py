@@ -24,7 +24,6 @@ from penumbra.actors.vmm.vtlb.build import Builder
 from penumbra.actors.vmm.vtlb.entries import Words
 from penumbra.actors.vmm.vtlb.state import State
 from penumbra.actors.vmm.vtlb.tables import ActiveTable
-from penumbra.hw.compiled import kernels_for
 from penumbra.hw.formats import NX, PAGE_SHIFT, PS, A, D, P
 
 _FLAGS = (1 << PAGE_SHIFT) - 1 & ~PS
@@ -37,7 +36,6 @@ class EagerFill:
     def __init__(self, state: State, builder: Builder) -> None:
         self._state = state
         self._builder = builder
-        self._leaf_frame = kernels_for(state.spec).functions.leaf_frame
 
     def fill(self) -> None:
         """Make every active entry match its guest entry (1003-1058)."""
@@ -88,8 +86,7 @@ class EagerFill:
     def _target(self, entry: int, level: int, large: bool) -> int:
         if not large:
             return (entry & self._state.spec.frame_mask) >> PAGE_SHIFT
-        signed = entry - (1 << 64) if entry >> 63 else entry
-        return int(self._leaf_frame(signed, level))
+        return self._state.entries.first_frame(entry, level)
 
     def _large(self, twins: Twins, index: int, entry: int, gfn: int) -> None:
         """Load a large page: in one piece, or all its pieces; what is larger waits for faults."""

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from penumbra.actors.vmm.derive import NOWHERE
 from penumbra.actors.vmm.memory import UNBACKED, MemoryManagement
 from penumbra.actors.vmm.walk import GuestRegisters
+from penumbra.hw.compiled import kernels_for
 from penumbra.hw.formats import (
     CR0_WP,
     CR4_PSE,
@@ -66,6 +67,7 @@ class Entries:
         self.spec = spec
         self.memory = memory
         self._nx = NX if spec.has_nx else 0
+        self._leaf_frame = kernels_for(spec).functions.leaf_frame
 
     def same(self, mine: int, now: int) -> bool:
         """Tell whether an active upper entry still stands for the guest entry it was built from.
@@ -103,6 +105,10 @@ class Entries:
             return entry & (W | U | self._nx)  # 740, 758
         open_to_all = 0 if mode.wp else W
         return entry & (W | self._nx) | U | open_to_all  # 740, 762, 764
+
+    def first_frame(self, entry: int, level: int) -> int:
+        """Return the first guest frame of the page a guest leaf maps."""
+        return int(self._leaf_frame(entry - (1 << 64) if entry >> 63 else entry, level))
 
     def frame(self, gfn: int) -> int:
         """Return the machine frame behind a guest frame; where the VM has nothing, `NOWHERE`."""

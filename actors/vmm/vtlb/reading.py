@@ -20,6 +20,7 @@ from penumbra.hw.formats import (
     PAGE_SHIFT,
     PF_I,
     PF_P,
+    PF_RSVD,
     PF_U,
     PF_W,
     A,
@@ -74,6 +75,8 @@ class GuestReader:
                 return Reading([], -1, walker.error, walker.error)
             return Reading(walker.steps(), walker.frame(gva))
         denied = None if permitted else walker.error
+        if denied is not None and denied & PF_RSVD:
+            return Reading([], -1, denied, denied)
         return self._read_as_printed(examined, gva, kind, user, denied)
 
     def _identity(self, gva: int) -> Reading:
@@ -106,9 +109,14 @@ class GuestReader:
             base = entry & spec.frame_mask
         if refused and not state.printed("ET4"):
             return Reading(steps, -1, code | PF_P, code | PF_P)
-        level, inside = steps[-1].level, (gva & ((1 << spec.levels[steps[-1].level].shift) - 1))
-        first = steps[-1].entry & spec.frame_mask & -(1 << spec.levels[level].shift)
-        return Reading(steps, (first | inside) >> PAGE_SHIFT, None, denied)
+        leaf = steps[-1]
+        inside = gva & ((1 << spec.levels[leaf.level].shift) - 1)
+        return Reading(
+            steps,
+            state.entries.first_frame(leaf.entry, leaf.level) + (inside >> PAGE_SHIFT),
+            None,
+            denied,
+        )
 
     def _seen(self, entry: int, stale: int) -> int:
         for name, bit in _STALE:
