@@ -14,6 +14,7 @@ from penumbra.actors.console.workloads import parameters, shipped_recordings
 from penumbra.actors.console.workloads import schema as config_schema
 from penumbra.actors.core import SWITCHES
 from penumbra.actors.vmm.schemes import PRESETS
+from penumbra.actors.vmm.vtlb.errata import ERRATA
 from penumbra.guest.kernel.bugs import GUEST_BUGS
 from penumbra.guest.traces import TraceError, info, read_recording
 from penumbra.guest.workloads import WORKLOADS
@@ -64,6 +65,7 @@ def _print(tables: dict[str, list[Row]]) -> None:
         paper.grid(grid)
     if "faults" in tables:
         paper.line("orders of the patch channel: --set scheme.options.order=NAME or NAME+NAME")
+        paper.line("a virtual TLB as printed: --set 'scheme.options.errata=[\"ET1\"]'")
 
 
 def _text(value: Any) -> str:
@@ -102,7 +104,7 @@ def _costs() -> list[Row]:
 
 
 def _faults() -> list[Row]:
-    """List the switches: of the patch channel's order, and of the guest's kernel."""
+    """List the switches: patch channel's order, guest's kernel, virtual TLB as printed."""
     rows = [
         {
             "name": name,
@@ -117,4 +119,8 @@ def _faults() -> list[Row]:
         {"name": name, "kind": "guest bug", "shows on": "-", "place": "guest kernel", "what": line}
         for name, line in GUEST_BUGS.items()
     ]
+    for name, line in ERRATA.items():
+        place, _, what = line.partition(": ")
+        kind = "as printed"
+        rows.append({"name": name, "kind": kind, "shows on": "-", "place": place, "what": what})
     return rows
