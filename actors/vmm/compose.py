@@ -50,7 +50,8 @@ def compose_virtual_tlbs(
     def pairs() -> Pairs:
         n_tables = options.shadow_pages * (n if common else 1)
         storage = Storage(memory, n_tables, reuses_at_once="ET8" in options.errata)
-        return Pairs(storage, entries, options.sharing, regardless=regardless)
+        kept = options.working_set
+        return Pairs(storage, entries, options.sharing, kept=kept, regardless=regardless)
 
     shared = pairs()
     return [VirtualTlb(State(i, entries, shared if common else pairs(), options)) for i in range(n)]

@@ -34,6 +34,8 @@ class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         levels: Virtual TLB: levels built per fault, all of a path or one as printed (Fig. 7B).
         prefetch: Virtual TLB: used guest entries loaded on either side of the one that faulted.
         sharing: Virtual TLB: a pair of hierarchies per VCPU, or per root and mode within the VM.
+        working_set: Virtual TLB: roots whose hierarchies a VCPU keeps for when they come back; what
+            it finds there is compared with the guest's tables. 0: a root load empties all.
         errata: Virtual TLB: errors of the text to run as printed (`docs/errata.md`, ET1 to ET15).
     """
 
@@ -47,6 +49,7 @@ class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     levels: Literal["all", "one"] = "all"
     prefetch: int = 0
     sharing: Literal["vcpu", "vm"] = "vcpu"
+    working_set: int = 0
     errata: tuple[str, ...] = ()
 
 
@@ -85,6 +88,10 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             return f"scheme {self.name!r}: apply must be 'invalidate', with eager fill 'update'"
         if not 0 <= options.prefetch <= 1024:
             return f"scheme {self.name!r}: options.prefetch must be 0 .. 1024"
+        if not 0 <= options.working_set <= 256:
+            return f"scheme {self.name!r}: options.working_set must be 0 .. 256"
+        if options.working_set and options.sharing != "vcpu":
+            return f"scheme {self.name!r}: a working set is a VCPU's own: sharing must be 'vcpu'"
         name = unknown(options.errata)
         return name and f"scheme {self.name!r}: options.errata: no erratum {name!r}"
 
@@ -120,5 +127,12 @@ VTLB_EAGER = Scheme(
     options=SchemeOptions(fill="eager"),
     about="a virtual TLB filled with all the guest's tables say at each event (VTLB Fig. 10)",
 )
+VTLB_SMP = Scheme(
+    name="vtlb-smp",
+    apply="invalidate",
+    shadow="per-privilege",
+    options=SchemeOptions(working_set=16),
+    about="a virtual TLB per CPU that keeps the hierarchies of roots it ran on and compares them",
+)
 
-PRESETS = {scheme.name: scheme for scheme in (NATIVE, SHOOTDOWN, PATCH, VTLB, VTLB_EAGER)}
+PRESETS = {s.name: s for s in (NATIVE, SHOOTDOWN, PATCH, VTLB, VTLB_EAGER, VTLB_SMP)}

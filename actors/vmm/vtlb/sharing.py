@@ -68,17 +68,26 @@ class Use:
 class Pairs:
     """All pairs of one VM.
 
-    Invariant: a pair has users, all of one key; without sharing the key is the VCPU.
+    Invariant: a pair has users, all of one key, or is kept for the VCPU that left it; without
+    sharing the key is the VCPU, with a working set its root and mode as well.
     """
 
     def __init__(
-        self, storage: Storage, entries: Entries, sharing: Sharing, *, regardless: bool = False
+        self,
+        storage: Storage,
+        entries: Entries,
+        sharing: Sharing,
+        *,
+        kept: int = 0,
+        regardless: bool = False,
     ) -> None:
         """Start with none.
 
         Args:
+            kept: So many pairs that nobody runs on are kept, the last used ones (a working set).
             regardless: ET13 as printed: one pair per VM, whatever roots and modes its VCPUs have.
         """
+        self._n_kept = kept
         self.storage = storage
         self._entries = entries
         self._sharing = sharing
@@ -89,28 +98,43 @@ class Pairs:
     def key(self, use: Use) -> Key:
         if self._regardless:
             return ()
-        return (use.vcpu_id,) if self._sharing == "vcpu" else (use.root, use.mode)
+        if self._sharing == "vm":
+            return (use.root, use.mode)
+        return (use.vcpu_id, use.root, use.mode) if self._n_kept else (use.vcpu_id,)
 
     def join(self, use: Use) -> Pair:
-        """Return the pair a VCPU runs on from now on; a pair it leaves for good is freed."""
-        key = self.key(use)
-        mine = self._of.get(use.vcpu_id)
-        if mine is not None and mine.key != key:
+        """Return the pair a VCPU runs on from now on; a pair it leaves is freed or kept.
+
+        Raises:
+            MonitorMemoryShortError: No frame is left for a new pair, even with none kept.
+        """
+        key, bit = self.key(use), 1 << use.vcpu_id
+        before, after = self._of.get(use.vcpu_id), self._pairs.get(key)
+        if before is not None and before is after:
+            return before
+        if after is not None:
+            after.users |= bit  # before the other one is left: it must not be forgotten
+        if before is not None:
             self.leave(use.vcpu_id)
-            mine = None
-        if mine is None:
-            mine = self._pairs.get(key)
-            if mine is None:
-                mine = self._pairs[key] = Pair(self.storage, self._entries, key)
-            self._of[use.vcpu_id] = mine
-            mine.users |= 1 << use.vcpu_id
-        return mine
+        if after is None:
+            if self.storage.n_left < 2:
+                self.forget(0)
+            after = self._pairs[key] = Pair(self.storage, self._entries, key)
+            after.users |= bit
+        self._of[use.vcpu_id] = after
+        return after
 
     def leave(self, vcpu_id: int) -> None:
         """A VCPU runs on its pair no more: its CPU flushes before it runs again."""
         pair = self._of.pop(vcpu_id)
         pair.users &= ~(1 << vcpu_id)
-        if not pair.users:
+        self._pairs[pair.key] = self._pairs.pop(pair.key)  # the last used one comes last
+        self.forget(self._n_kept)
+
+    def forget(self, n_kept: int) -> None:
+        """Free pairs that nobody runs on, until so many are left."""
+        idle = [pair for pair in self._pairs.values() if not pair.users]
+        for pair in idle[: max(0, len(idle) - n_kept)]:
             del self._pairs[pair.key]
             for hierarchy in pair.both:
                 hierarchy.release(0)
@@ -129,8 +153,9 @@ class Pairs:
     def check(self) -> None:
         for key, pair in self._pairs.items():
             assert key == pair.key
-            assert pair.users, "a pair nobody uses"
             pair.check()
+        idle = sum(not pair.users for pair in self._pairs.values())
+        assert idle <= self._n_kept, "a pair nobody uses"
         frames = [t.pfn for pair in self.all() for h in pair.both for t in h.tables()]
         assert len(frames) == len(set(frames)) == self.n_tables(), "a frame serves two tables"
 

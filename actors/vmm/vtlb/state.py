@@ -90,6 +90,7 @@ class State:
 
     def empty_all(self) -> None:
         """Storage is short: a TLB may drop what it likes, so every pair here is emptied."""
+        self.pairs.forget(0)
         for pair in self.pairs.all():
             pair.empty(self.vcpu_id)
         self.flushes.append(FLUSH_ALL)

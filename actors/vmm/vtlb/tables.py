@@ -82,6 +82,14 @@ class Storage:
         """
         if self.n_left <= 0:
             raise MonitorMemoryShortError
+        return self.take_root()
+
+    def take_root(self) -> int:
+        """Return a zeroed frame for a root: tables leave room for those, for none can run without.
+
+        Raises:
+            MonitorMemoryShortError: The machine itself has none left.
+        """
         pfn = self._pool.take_frame()
         self.n_used += 1
         return pfn
@@ -136,7 +144,7 @@ class Hierarchy:
         self._entries = entries
         self._ram = entries.memory.ram
         self._spec = entries.spec
-        self.root = ActiveTable(storage.take(), self._spec.top, None, False)
+        self.root = ActiveTable(storage.take_root(), self._spec.top, None, False)
         self.n_tables = 1
 
     @property

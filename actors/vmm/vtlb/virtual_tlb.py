@@ -23,6 +23,7 @@ from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.secondary import Owed
 from penumbra.actors.vmm.shadow import FLUSH_ALL
 from penumbra.actors.vmm.vtlb.build import Builder
+from penumbra.actors.vmm.vtlb.conform import Conformer
 from penumbra.actors.vmm.vtlb.eager import EagerFill
 from penumbra.actors.vmm.vtlb.invalidate import InvalidateMethod
 from penumbra.actors.vmm.vtlb.page_fault import Answer, PageFaultMethod
@@ -115,6 +116,7 @@ class VirtualTlb:
         self._page_fault = PageFaultMethod(state, self._reader, builder)
         self._invalidate = InvalidateMethod(state)
         self._eager = EagerFill(state, builder)
+        self.conformer = Conformer(state)
 
     # ---- method 500 -----------------------------------------------------------------------------
 
@@ -144,7 +146,11 @@ class VirtualTlb:
         if isinstance(event, RootLoaded):
             state.registers.cr3 = event.cr3
             state.join()
-            state.empty()
+            if state.options.working_set:
+                self.conformer.conform()
+                state.flushes.append(FLUSH_ALL)
+            else:
+                state.empty()
         elif isinstance(event, ModeLoaded):
             self._load_mode(event.register, event.value)
         elif state.options.drop == "all":

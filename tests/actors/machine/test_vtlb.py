@@ -24,6 +24,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "drops all": ("vtlb", {"drop": "all"}),
     "one level per fault": ("vtlb", {"levels": "one"}),
     "prefetching": ("vtlb", {"prefetch": 4}),
+    "working set, little storage": ("vtlb-smp", {"working_set": 4, "shadow_pages": 64}),
     "little storage": ("vtlb", {"shadow_pages": 64}),
     "little storage, eager, shared": ("vtlb-eager", {"shadow_pages": 64, "sharing": "vm"}),
 }
@@ -51,7 +52,7 @@ def test_every_workload_is_coherent_and_leaves_the_memory_of_bare_hardware(
 ) -> None:
     config = {"paging": paging, "vcpus": vcpus, "tlb_entries": tlb, "tlb_ways": 4, "smt": smt}
     _, native = run_coherent(WORKLOADS[workload], "native", **config)
-    for scheme in ("vtlb", "vtlb-eager"):
+    for scheme in ("vtlb", "vtlb-eager", "vtlb-smp"):
         _, summary = run_coherent(WORKLOADS[workload], scheme, **config)
         assert left_by(summary) == left_by(native)
 
@@ -109,12 +110,15 @@ def test_on_context_switches_a_cached_shadow_pays_and_a_virtual_tlb_fills_anew()
     switcher = named_workload("process-switcher", processes=4, regions=8, turns=12)
     _, patch = run_coherent(switcher, "patch", vcpus=1)
     _, vtlb = run_coherent(switcher, "vtlb", vcpus=1)
+    _, kept = run_coherent(switcher, "vtlb-smp", vcpus=1)
     assert vtlb["counters"]["cr3_load"] == patch["counters"]["cr3_load"]
     assert 3 * patch["counters"]["hidden_fault"] < vtlb["counters"]["hidden_fault"]
+    assert 3 * kept["counters"]["hidden_fault"] < vtlb["counters"]["hidden_fault"]
+    assert "traced store" not in kept["exits"]
 
 
 @pytest.mark.shows("I4", "G2")
-@pytest.mark.parametrize("scheme", ["vtlb", "vtlb-eager"])
+@pytest.mark.parametrize("scheme", ["vtlb", "vtlb-eager", "vtlb-smp"])
 def test_a_guest_that_swaps_by_accessed_bits_chooses_as_on_bare_hardware(scheme: str) -> None:
     """Its pager clears A and flushes; equal progress means it saw the same bits."""
     thrash = named_workload("swap-thrash", processes=2, threads=2, pages=24, rounds=2)

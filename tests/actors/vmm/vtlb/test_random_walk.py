@@ -24,6 +24,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "drops all": {"drop": "all"},
     "one level per fault": {"levels": "one"},
     "prefetching": {"prefetch": 3},
+    "working set": {"working_set": 2},
+    "working set, eager": {"working_set": 1, "fill": "eager"},
     "shared": {"sharing": "vm"},
     "shared, eager": {"sharing": "vm", "fill": "eager"},
     "shared, one level, prefetching": {"sharing": "vm", "levels": "one", "prefetch": 8},

@@ -107,6 +107,29 @@ def test_the_last_user_of_a_pair_frees_it() -> None:
     bench.assert_coherent()
 
 
+@both_formats
+@pytest.mark.shows("I11")
+def test_a_vcpu_finds_room_for_its_root_though_another_has_filled_the_vms_storage(
+    spec: FormatSpec,
+) -> None:
+    bench = VtlbBench(spec, n_vcpus=2, n_frames=512, sharing="vm")
+    second, step = bench.frame(), 1 << spec.levels[1].shift
+    for i in range(160):
+        bench.map(bench.root, i * step, FRAME)
+    bench.map(second, GVA, OTHER)
+    bench.begin()
+    storage = bench.vtlbs[0].state.pairs.storage
+    i = 0
+    while storage.n_left > 0:
+        bench.access(0, i * step)
+        i += 1
+    bench.load_cr3(1, second)
+    assert bench.access(1, GVA) == OTHER
+    bench.load_cr3(0, second)
+    assert bench.access(0, GVA) == OTHER
+    bench.assert_coherent()
+
+
 class TwoVms:
     """Two VMs on one machine memory whose virtual TLBs take turns on one storage."""
 
