@@ -15,6 +15,7 @@ from penumbra.actors.console.workloads import schema as config_schema
 from penumbra.actors.core import SWITCHES
 from penumbra.actors.vmm.buffer_faults import BUFFER_FAULTS
 from penumbra.actors.vmm.schemes import PRESETS
+from penumbra.actors.vmm.vtlb.errata import ERRATA
 from penumbra.guest.kernel.bugs import GUEST_BUGS
 from penumbra.guest.traces import TraceError, info, read_recording
 from penumbra.guest.workloads import WORKLOADS
@@ -66,6 +67,7 @@ def _print(tables: dict[str, list[Row]]) -> None:
     if "faults" in tables:
         paper.line("orders of the patch channel: --set scheme.options.order=NAME or NAME+NAME")
         paper.line("of guest write buffers: --set scheme.options.buffer.fault=NAME or NAME+NAME")
+        paper.line("a virtual TLB as printed: --set 'scheme.options.errata=[\"ET1\"]'")
 
 
 def _text(value: Any) -> str:
@@ -104,7 +106,7 @@ def _costs() -> list[Row]:
 
 
 def _faults() -> list[Row]:
-    """List the switches: of the patch channel's order, and of the guest's kernel."""
+    """List the switches: patch channel's order, guest's kernel, virtual TLB as printed."""
     rows = [
         {
             "name": name,
@@ -129,4 +131,8 @@ def _faults() -> list[Row]:
         {"name": name, "kind": "guest bug", "shows on": "-", "place": "guest kernel", "what": line}
         for name, line in GUEST_BUGS.items()
     ]
+    for name, line in ERRATA.items():
+        place, _, what = line.partition(": ")
+        kind = "as printed"
+        rows.append({"name": name, "kind": kind, "shows on": "-", "place": place, "what": what})
     return rows

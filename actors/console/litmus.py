@@ -19,7 +19,7 @@ from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.guest.litmus import LitmusError, LitmusTest, Outcome, read_tests
 from penumbra.hw.compiled import ENGINE_VARIABLE
 
-SCHEMES = ("native", "shootdown", "patch", "write-buffer")
+SCHEMES = tuple(PRESETS)
 _N_EXPLAINED = 20
 
 

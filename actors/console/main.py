@@ -118,9 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "litmus", parents=[every], help="run TLB litmus tests in every order under some schemes"
     )
     tests.add_argument("file", metavar="FILE.json", help="the tests")
-    tests.add_argument(
-        "--scheme", metavar="A,B,...", help="the schemes (default: native,shootdown,patch)"
-    )
+    tests.add_argument("--scheme", metavar="A,B,...", help="the schemes (default: all presets)")
     tests.add_argument(
         "--schedules",
         default="all",

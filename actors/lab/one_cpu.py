@@ -24,8 +24,8 @@ from penumbra.actors.vmm.fill import Emulate, Forward, PlaceTraces
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.schemes import Scheme
+from penumbra.actors.vmm.secondary import SecondaryData
 from penumbra.actors.vmm.shadow import FLUSH_ALL
-from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.walk import GuestWalker
 from penumbra.hw import operations as o
 from penumbra.hw.cpu import PhysicalCpu
@@ -109,26 +109,23 @@ class Monitored:
         self._walker = GuestWalker(spec, self._memory)
         self._submm = self._build()
 
-    def _build(self) -> SubVmm:
+    def _build(self) -> SecondaryData:
         """Return a sub-VMM that has derived nothing and traces nothing."""
         scheme, spec, memory = self._scheme, self._spec, self._memory
         matrix = compose_matrix(scheme, 1)
         self._traces = traces = compose_traces(scheme, matrix)
         self._readers = compose_readers(scheme, spec, memory, traces, [self._cpu.write_buffer])
-        submm = compose_sub_vmms(scheme, spec, memory, matrix, traces)[0]
-        assert isinstance(submm, SubVmm), "see `refusal`"
-        return submm
+        memory.take_all_back()
+        return compose_sub_vmms(scheme, spec, memory, matrix, traces)[0]
 
     def _note(self, gva: int, kind: int, user: bool, pfn: int) -> None:
         self._pfns.append((gva, pfn))
 
     def start(self, cr0: int, cr3: int, cr4: int) -> None:
-        for page in self._submm.space.all_pages():
-            self._memory.give_frame(page.pfn)
         submm = self._submm = self._build()
         submm.registers.cr0, submm.registers.cr4 = cr0, cr4
         # The hardware's WP stays set: a supervisor's store to a read-only page must exit.
-        _set_modes(self._cpu, cr0 | CR0_WP, cr4, pse=False)
+        _set_modes(self._cpu, cr0 | CR0_WP, cr4, pse=True)
         self._cpu.flush_all()
         while isinstance(root := submm.load_root(cr3), PlaceTraces):
             self._place(root.gfns)
@@ -136,6 +133,8 @@ class Monitored:
         self._cpu.load_root(root)
 
     def access(self, work: Access, user: bool) -> Exit:
+        if (root := self._submm.privilege(user)) is not None:
+            self._cpu.load_root(root)
         while True:
             self._pfns.clear()
             stop: Exit | None = _run(self._cpu, work, user)
@@ -218,7 +217,7 @@ class Monitored:
         self._flush()
 
     def _flush(self) -> None:
-        for gva in self._submm.space.take_flushes():
+        for gva in self._submm.take_flushes():
             if gva == FLUSH_ALL:
                 self._cpu.flush_all()
             else:
@@ -238,9 +237,9 @@ class Monitored:
 
 def refusal(scheme: Scheme) -> str | None:
     """Say why a scheme has no form with one CPU here, or None."""
-    if scheme.shadow in ("none", "per-cpu") and scheme.propagate in ("none", "shootdown", "patch"):
+    if scheme.shadow in ("none", "per-cpu", "per-privilege"):
         return None
-    return f"scheme {scheme.name!r}: single accesses run natively or on per-CPU shadows"
+    return f"scheme {scheme.name!r}: single accesses run natively or on shadows of one CPU"
 
 
 def one_cpu(spec: FormatSpec, scheme: Scheme, n_frames: int) -> OneCpu:

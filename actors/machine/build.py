@@ -70,7 +70,7 @@ def build_machine(
     Raises:
         ConfigurationError: The parts do not go together.
     """
-    for problem in (machine.problem(), scheme.problem()):
+    for problem in (machine.problem(), scheme.problem(), scheme.paging_problem(machine.paging)):
         if problem:
             raise ConfigurationError(problem)
     layout = plan_layout(machine, workload)

@@ -13,11 +13,15 @@ from penumbra.actors.machine.control import Control
 from penumbra.actors.machine.logged import WriteBuffers
 from penumbra.actors.machine.messages import (
     Complete,
+    ConsumerOrder,
+    ConsumerReply,
     DropTable,
     EmulateStore,
     FaultDelivered,
+    Followed,
     Invalidate,
     LoadRoot,
+    MachineChecked,
     Missed,
     ModeLoaded,
     PageInvalidated,
@@ -33,6 +37,7 @@ from penumbra.actors.machine.messages import (
     RootLoaded,
     SetModes,
     Stored,
+    TablesFreed,
     TracesWanted,
     TruePageFault,
 )
@@ -58,10 +63,12 @@ class Coherence(Protocol):
 
     def page_fault(
         self, fault: PageFault, work: Operation, user: bool
-    ) -> TruePageFault | Ran | None:
+    ) -> TruePageFault | MachineChecked | Ran | None:
         """Answer a hardware fault: deliver it, take this progress, or run again (None)."""
 
-    def tlb_miss(self, miss: TlbMiss, work: Operation, user: bool) -> TruePageFault | Ran | None:
+    def tlb_miss(
+        self, miss: TlbMiss, work: Operation, user: bool
+    ) -> TruePageFault | MachineChecked | Ran | None:
         """Answer a miss of a TLB that software manages, as `page_fault` answers."""
 
     def buffer_full(self, work: Operation, user: bool, at: int) -> TruePageFault | Ran | None:
@@ -207,14 +214,17 @@ class Monitored:
 
     def page_fault(
         self, fault: PageFault, work: Operation, user: bool
-    ) -> TruePageFault | Ran | None:
+    ) -> TruePageFault | MachineChecked | Ran | None:
         self._untrace_all(self._buffers.tell_all(self._vcpu))  # a fill may link what is behind
         while True:
-            reply = self._consumer.ask_nowait(Repair(fault.gva, fault.kind, user))
+            reply = self._ask(Repair(fault.gva, fault.kind, user))
             if isinstance(reply, TracesWanted):
                 self._place(reply.gfns)
             elif isinstance(reply, TruePageFault):
                 self.note_exit("true fault")
+                return reply
+            elif isinstance(reply, MachineChecked):
+                self.note_exit("machine check")
                 return reply
             elif isinstance(reply, Repaired):
                 self.note_exit("hidden fault")
@@ -223,7 +233,9 @@ class Monitored:
                 self.note_exit("traced store")
                 return self._emulate(work, user, fault.at)
 
-    def tlb_miss(self, miss: TlbMiss, work: Operation, user: bool) -> TruePageFault | Ran | None:
+    def tlb_miss(
+        self, miss: TlbMiss, work: Operation, user: bool
+    ) -> TruePageFault | MachineChecked | Ran | None:
         reply = self._consumer.ask_nowait(Missed(miss.gva, miss.kind, user))
         if isinstance(reply, Repaired):
             self.note_exit("tlb miss")
@@ -236,6 +248,16 @@ class Monitored:
             return self._emulate(work, user, at)  # one store needs more records than there are
         self._untrace_all(self._buffers.tell_one(self._vcpu))
         return None
+
+    def _ask(self, order: ConsumerOrder) -> ConsumerReply:
+        """Ask this VCPU's consumer; CPUs that still walk what it freed flush at once."""
+        reply = self._consumer.ask_nowait(order)
+        if isinstance(reply, Followed | Repaired) and reply.remote:
+            for i, consumer in enumerate(self._consumers):
+                if reply.remote >> i & 1:
+                    self._observer.count(self._vcpu, "ipi")
+                    consumer.ask_nowait(TablesFreed())
+        return reply
 
     def _emulate(self, work: Operation, user: bool, at: int) -> TruePageFault | Ran:
         while True:
@@ -277,29 +299,31 @@ class Monitored:
 
     def deliver(self, gva: int) -> None:
         self._event()
-        self._consumer.ask_nowait(FaultDelivered(gva))
+        self._ask(FaultDelivered(gva))
 
     def invlpg(self, gva: int) -> None:
         self._event()
-        self._consumer.ask_nowait(PageInvalidated(gva))
+        self._ask(PageInvalidated(gva))
 
     def load_root(self, cr3: int) -> GeneralProtection | None:
         self._event()
         return self._load_root(cr3)
 
     def _load_root(self, cr3: int) -> GeneralProtection | None:
-        while isinstance(reply := self._consumer.ask_nowait(RootLoaded(cr3)), TracesWanted):
+        while isinstance(reply := self._ask(RootLoaded(cr3)), TracesWanted):
             self._place(reply.gfns)
         return GeneralProtection(reply.reason) if isinstance(reply, Refused) else None
 
     def load_mode(self, register: int, value: int) -> GeneralProtection | None:
         self._event()
         paged = self.registers.paging
-        reply = self._consumer.ask_nowait(ModeLoaded(register, value))
+        reply = self._ask(ModeLoaded(register, value))
         if isinstance(reply, Refused):
             return GeneralProtection(reply.reason)
         if self.registers.paging != paged:
             return self._load_root(self.registers.cr3)
+        if self._per_privilege:  # another mode may have another root
+            self._ask(PrivilegeChanged(False))
         return None
 
     def physical(self, work: Physical) -> int:
@@ -312,7 +336,7 @@ class Monitored:
     def privilege(self, user: bool) -> None:
         if self._per_privilege:
             self.note_exit("privilege")
-            self._consumer.ask_nowait(PrivilegeChanged(user))
+            self._ask(PrivilegeChanged(user))
 
     def _event(self) -> None:
         self._observer.count(self._vcpu, "coherency_event")

@@ -198,7 +198,9 @@ class TracesWanted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4
 
 
 class Repaired(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
-    """A hidden fault: the shadow holds the translation now."""
+    """A hidden fault: the shadow holds the translation now. `remote`: see `Followed`."""
+
+    remote: int = 0
 
 
 class StoreWanted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
@@ -325,9 +327,14 @@ class Missed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
 
 
 class Followed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=9):
-    """The shadow follows, the CPU is flushed; so many patches were applied."""
+    """The shadow follows, the CPU is flushed; so many patches were applied.
+
+    Attributes:
+        remote: Bit set of VCPUs that walk what was freed: they have to flush before they run on.
+    """
 
     n_applied: int = 0
+    remote: int = 0
 
 
 class PrivilegeChanged(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=20):
@@ -346,8 +353,20 @@ class ForgetAll(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=11):
     """Stores to guest tables were lost: drop everything derived."""
 
 
+class TablesFreed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=12):
+    """Another VCPU freed tables this one shares: flush (VTLB Fig. 8, 894)."""
+
+
+class MachineChecked(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=12):
+    """The guest's tables name memory the VM does not have (VTLB Fig. 7A, 716)."""
+
+    gva: int
+    gpa: int
+
+
 ConsumerOrder: TypeAlias = (
     Repair
+    | TablesFreed
     | PageInvalidated
     | PrivilegeChanged
     | RootLoaded
@@ -360,5 +379,5 @@ ConsumerOrder: TypeAlias = (
     | ForgetAll
 )
 ConsumerReply: TypeAlias = (
-    Repaired | StoreWanted | TruePageFault | TracesWanted | Followed | Refused
+    Repaired | StoreWanted | TruePageFault | TracesWanted | Followed | Refused | MachineChecked
 )

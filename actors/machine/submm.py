@@ -25,6 +25,7 @@ from penumbra.actors.machine.messages import (
     ForgetAll,
     Invalidate,
     LoadRoot,
+    MachineChecked,
     Missed,
     ModeLoaded,
     PageInvalidated,
@@ -49,7 +50,7 @@ from penumbra.actors.machine.seat import Seat
 from penumbra.actors.machine.tlbs import TlbManagement
 from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import Actor, ActorRef
-from penumbra.actors.vmm.fill import Emulate, Forward, Hidden, PlaceTraces
+from penumbra.actors.vmm.fill import Emulate, Forward, Hidden, MachineCheck, PlaceTraces
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.secondary import SecondaryData
@@ -67,10 +68,11 @@ ConsumerRef = ActorRef[ConsumerOrder, ConsumerReply]
 def shadow_modes(registers: GuestRegisters) -> SetModes:
     """Return the mode bits of hardware that walks shadow tables.
 
-    WP stays set, so that a supervisor's store to a read-only page exits; no shadow page is large.
+    WP stays set, so that a supervisor's store to a read-only page exits; PSE, so that a shadow page
+    may be large whatever the guest's CR4.
     """
     pge, nxe = bool(registers.cr4 & CR4_PGE), bool(registers.efer & EFER_NXE)
-    return SetModes(True, False, pge, nxe, True, smep=bool(registers.cr4 & CR4_SMEP))
+    return SetModes(True, True, pge, nxe, True, smep=bool(registers.cr4 & CR4_SMEP))
 
 
 class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
@@ -121,6 +123,8 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
             return TruePageFault(message.gva, outcome.error, message.kind)
         if isinstance(outcome, PlaceTraces):
             return TracesWanted(outcome.gfns)
+        if isinstance(outcome, MachineCheck):
+            return MachineChecked(outcome.gva, outcome.gpa)
         self._flush()
         if isinstance(outcome, Emulate):
             return StoreWanted()
@@ -128,7 +132,7 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         self._tlb.filled(message.gva, message.kind, message.user)
         self._observer.count(self._vcpu, "hidden_fault")
         self._observer.note(self._vcpu, EventKind.HIDDEN_FAULT, message.gva, message.kind)
-        return Repaired()
+        return Repaired(self._submm.take_remote())
 
     def _load_root(self, cr3: int) -> ConsumerReply:
         root = self._submm.load_root(cr3)
@@ -155,7 +159,7 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         if n:
             self._observer.count(self._vcpu, "patch_applied", n)
             self._observer.note(self._vcpu, EventKind.PATCH_APPLIED, 0, n)
-        return Followed(n)
+        return Followed(n, self._submm.take_remote())
 
     def _flush(self) -> None:
         """Let the CPU drop what has changed in the shadow, and load what it holds in registers."""

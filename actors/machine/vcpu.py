@@ -24,6 +24,7 @@ from penumbra.actors.machine.messages import (
     EnterProtection,
     Execute,
     Grant,
+    MachineChecked,
     Panicked,
     Ran,
     Resume,
@@ -313,10 +314,12 @@ class VcpuActor(Actor[Grant, Baton]):
     def _protection(self, stop: GeneralProtection, work: o.Operation) -> None:
         self._enter(EnterProtection(self.vcpu_id, stop.reason, work, self.interrupts_enabled))
 
-    def _answer(self, answer: TruePageFault | Ran | None) -> None:
+    def _answer(self, answer: TruePageFault | MachineChecked | Ran | None) -> None:
         """Do as a fault or a miss is answered: deliver it, take progress, or (None) run again."""
         if isinstance(answer, Ran):
             self._take(answer)
+        elif isinstance(answer, MachineChecked):
+            self._end(f"machine check at {answer.gva:#x}: no memory at {answer.gpa:#x}")
         elif answer is not None:
             self._deliver(answer)
 

@@ -14,6 +14,11 @@ from penumbra.actors.vmm.schemes import Scheme
 from penumbra.actors.vmm.secondary import SecondaryData
 from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.traces import WriteTraces
+from penumbra.actors.vmm.vtlb.entries import Entries
+from penumbra.actors.vmm.vtlb.sharing import Pairs
+from penumbra.actors.vmm.vtlb.state import State
+from penumbra.actors.vmm.vtlb.tables import Storage
+from penumbra.actors.vmm.vtlb.virtual_tlb import VirtualTlb
 from penumbra.actors.vmm.write_buffer import BufferReader
 from penumbra.hw.formats import FormatSpec
 from penumbra.hw.write_buffer import NO_BUFFER, BufferSpec, StoreLog
@@ -73,8 +78,28 @@ def compose_sub_vmms(
     """Return one sub-VMM per VCPU; none for a scheme without a monitor."""
     if scheme.shadow == "none":
         return []
+    if scheme.shadow == "per-privilege":
+        return list(compose_virtual_tlbs(scheme, spec, memory, matrix.n))
     shared = Shared(spec, scheme, memory, matrix, traces, _propagation(scheme, matrix))
     return [SubVmm(i, shared) for i in range(matrix.n)]
+
+
+def compose_virtual_tlbs(
+    scheme: Scheme, spec: FormatSpec, memory: MemoryManagement, n: int
+) -> list[VirtualTlb]:
+    """Return one virtual TLB per VCPU: with storage of its own, or all on the VM's."""
+    options, entries = scheme.options, Entries(spec, memory)
+    regardless = "ET13" in options.errata
+    common = options.sharing == "vm" or regardless
+
+    def pairs() -> Pairs:
+        n_tables = options.shadow_pages * (n if common else 1)
+        storage = Storage(memory, n_tables, reuses_at_once="ET8" in options.errata)
+        kept = options.working_set
+        return Pairs(storage, entries, options.sharing, kept=kept, regardless=regardless)
+
+    shared = pairs()
+    return [VirtualTlb(State(i, entries, shared if common else pairs(), options)) for i in range(n)]
 
 
 def order_named(names: str) -> Order:

@@ -47,7 +47,15 @@ class PlaceTraces:
     gfns: tuple[int, ...]
 
 
-Outcome: TypeAlias = Forward | Hidden | Emulate | PlaceTraces
+@dataclass(frozen=True)
+class MachineCheck:
+    """The guest's tables name memory its machine does not have (VTLB Fig. 7A, 716)."""
+
+    gva: int
+    gpa: int
+
+
+Outcome: TypeAlias = Forward | Hidden | Emulate | PlaceTraces | MachineCheck
 _HIDDEN, _EMULATE = Hidden(), Emulate()
 _IDENTITY = P | W | U | A | D
 

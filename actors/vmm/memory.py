@@ -60,6 +60,7 @@ class MemoryManagement:
         self.frame_view = self.frame_map.data
         self.guest_of = dict(zip(frames, gfns, strict=False))
         self._free = frames[len(gfns) :]
+        self._pool = tuple(self._free)
 
     @property
     def n_guest_frames(self) -> int:
@@ -103,6 +104,10 @@ class MemoryManagement:
     def give_frame(self, pfn: int) -> None:
         """Take back a frame of `take_frame`; no CPU may still walk it."""
         self._free.append(pfn)
+
+    def take_all_back(self) -> None:
+        """Take back every frame handed out: nothing of the monitor's is in use any more."""
+        self._free = list(self._pool)
 
     def check(self) -> None:
         assert all(self.frame_view[gfn] == pfn for pfn, gfn in self.guest_of.items())

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from penumbra.actors.vmm.buffer_faults import buffer_fault_named
+from penumbra.actors.vmm.vtlb.errata import unknown
 
 Detect = Literal["none", "write-trace", "write-buffer"]
 Propagate = Literal["none", "shootdown", "patch"]
@@ -49,6 +50,14 @@ class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             its shadows are dropped; 0 never.
         order: Name of the patch channel's step order (`penumbra list faults`).
         buffer: The guest write buffers, where `detect` is "write-buffer".
+        fill: Virtual TLB: filled by faults alone, or all anew at each event (VTLB Figs 10A, 10B).
+        drop: Virtual TLB: what INVLPG drops, entries tied to the address or all (VTLBc 5, 6).
+        levels: Virtual TLB: levels built per fault, all of a path or one as printed (Fig. 7B).
+        prefetch: Virtual TLB: used guest entries loaded on either side of the one that faulted.
+        sharing: Virtual TLB: a pair of hierarchies per VCPU, or per root and mode within the VM.
+        working_set: Virtual TLB: roots whose hierarchies a VCPU keeps for when they come back; what
+            it finds there is compared with the guest's tables. 0: a root load empties all.
+        errata: Virtual TLB: errors of the text to run as printed (`docs/errata.md`, ET1 to ET15).
     """
 
     capacity: int = 64
@@ -57,6 +66,13 @@ class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     flood: int = 0
     order: str = "correct"
     buffer: WriteBufferOptions = WriteBufferOptions()
+    fill: Literal["lazy", "eager"] = "lazy"
+    drop: Literal["tied", "all"] = "tied"
+    levels: Literal["all", "one"] = "all"
+    prefetch: int = 0
+    sharing: Literal["vcpu", "vm"] = "vcpu"
+    working_set: int = 0
+    errata: tuple[str, ...] = ()
 
 
 class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -78,8 +94,6 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             if (self.detect, self.propagate, self.apply) != ("none", "none", "none"):
                 return f"scheme {self.name!r}: without a shadow the other policies must be 'none'"
             return None
-        if self.detect == "none" or self.propagate == "none" or self.apply == "none":
-            return f"scheme {self.name!r}: shadow tables need detect, propagate and apply"
         if not 1 <= self.options.buffer.records <= 1 << 16:
             return f"scheme {self.name!r}: options.buffer.records must be 1 .. 65536"
         try:
@@ -88,7 +102,32 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             return f"scheme {self.name!r}: options.buffer.fault: {error}"
         if self.options.shadow_pages < 64:
             return f"scheme {self.name!r}: options.shadow_pages must be at least 64"
+        if self.shadow == "per-privilege":
+            return self._virtual_tlb_problem()
+        if self.detect == "none" or self.propagate == "none" or self.apply == "none":
+            return f"scheme {self.name!r}: shadow tables need detect, propagate and apply"
         return None
+
+    def paging_problem(self, paging: str) -> str | None:
+        """Say in one line why this composition cannot run guests of a paging format, or None."""
+        if self.shadow == "per-privilege" and paging == "pae":
+            return f"scheme {self.name!r} has no form for machine.paging {paging!r}"
+        return None
+
+    def _virtual_tlb_problem(self) -> str | None:
+        options = self.options
+        if (self.detect, self.propagate) != ("none", "none"):
+            return f"scheme {self.name!r}: a virtual TLB traces nothing: detect, propagate 'none'"
+        if self.apply != ("update" if options.fill == "eager" else "invalidate"):
+            return f"scheme {self.name!r}: apply must be 'invalidate', with eager fill 'update'"
+        if not 0 <= options.prefetch <= 1024:
+            return f"scheme {self.name!r}: options.prefetch must be 0 .. 1024"
+        if not 0 <= options.working_set <= 256:
+            return f"scheme {self.name!r}: options.working_set must be 0 .. 256"
+        if options.working_set and options.sharing != "vcpu":
+            return f"scheme {self.name!r}: a working set is a VCPU's own: sharing must be 'vcpu'"
+        name = unknown(options.errata)
+        return name and f"scheme {self.name!r}: options.errata: no erratum {name!r}"
 
 
 NATIVE = Scheme(name="native", about="no monitor: the hardware walks the guest's own tables")
@@ -117,4 +156,28 @@ WRITE_BUFFER = Scheme(
     about="the hardware logs stores to guest tables; events read every CPU's log (GWB)",
 )
 
-PRESETS = {scheme.name: scheme for scheme in (NATIVE, SHOOTDOWN, PATCH, WRITE_BUFFER)}
+VTLB = Scheme(
+    name="vtlb",
+    apply="invalidate",
+    shadow="per-privilege",
+    about="a virtual TLB: nothing is traced, faults fill it, the guest's flushes drop from it",
+)
+VTLB_EAGER = Scheme(
+    name="vtlb-eager",
+    apply="update",
+    shadow="per-privilege",
+    options=SchemeOptions(fill="eager"),
+    about="a virtual TLB filled with all the guest's tables say at each event (VTLB Fig. 10)",
+)
+VTLB_SMP = Scheme(
+    name="vtlb-smp",
+    apply="invalidate",
+    shadow="per-privilege",
+    options=SchemeOptions(working_set=16),
+    about="a virtual TLB per CPU that keeps the hierarchies of roots it ran on and compares them",
+)
+
+PRESETS = {
+    scheme.name: scheme
+    for scheme in (NATIVE, SHOOTDOWN, PATCH, VTLB, VTLB_EAGER, VTLB_SMP, WRITE_BUFFER)
+}

@@ -103,6 +103,10 @@ class SecondaryData(Protocol):
         """Return the root to load again if top entries that CPUs hold in registers have changed."""
         ...
 
+    def take_remote(self) -> int:
+        """Return the bit set of other VCPUs that have flushes to take now, before they run on."""
+        ...
+
     def take_applied(self) -> int:
         """Return how many patches were applied since the last call."""
         ...

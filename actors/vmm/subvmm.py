@@ -199,6 +199,10 @@ class SubVmm:
         assert self.space.root is not None
         return self.space.root.pfn << PAGE_SHIFT
 
+    def take_remote(self) -> int:
+        """Nobody else walks this VCPU's shadow."""
+        return 0
+
     def take_applied(self) -> int:
         """Return how many patches were applied since the last call."""
         return self._follower.take_applied()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from machines import SMALL_CHURN, SMALL_STRESS, run_machine
 
-SCHEMES = ("native", "shootdown", "patch")
+from penumbra.actors.vmm.schemes import PRESETS
+
+SCHEMES = tuple(PRESETS)
 
 
 @pytest.mark.shows("G4", "C1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import msgspec
 import pytest
-from machines import SMALL_STRESS, run_machine, workload_of
+from machines import SMALL_STRESS, run_machine, scheme_with, workload_of
 from small_programs import SmallProgram, map_pages
 
 from penumbra.actors.machine.build import ConfigurationError, build_machine
@@ -17,7 +17,7 @@ from penumbra.hw.costs import CostProfile
 from penumbra.hw.formats import FORMATS, PAGE_BYTES, P, U, W
 from penumbra.hw.operations import Invlpg, Load, Store, Syscall
 
-SCHEMES = ("native", "shootdown", "patch")
+SCHEMES = tuple(PRESETS)
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 
 
@@ -135,6 +135,18 @@ def test_garbage_in_a_guest_table_ends_that_guest_by_name(scheme: str, what: str
     assert ended == how
     # Where nothing is, reads return all ones, as on a PC.
     assert seen == ([(1 << 64) - 1] if what == "beyond RAM" else [])
+
+
+@pytest.mark.shows("I5", "Fig 7D 838", "ET14")
+def test_as_printed_an_address_outside_the_vm_ends_it_with_a_machine_check() -> None:
+    async def body() -> None:
+        await map_pages(ARENA_AT, 1)
+        await Store(ARENA_AT, WORD, 7)
+        await Syscall("scribble", (ARENA_AT, GARBAGE["beyond RAM"][0]))
+        await Load(ARENA_AT, WORD)
+
+    ended, _ = _run_scribbling(program(body), scheme_with("vtlb", errata=("ET14",)))
+    assert ended == f"machine check at {ARENA_AT:#x}: no memory at 0x7ffff000"
 
 
 @every_scheme

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from machines import SMALL_STRESS, WORKLOADS, run_machine, scheme_with
 
+from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.hw.costs import CostProfile
 
-SCHEMES = ("native", "shootdown", "patch")
+SCHEMES = tuple(PRESETS)
 
 
 def memory_of(summary: dict[str, Any]) -> list[tuple[int, str, int, str]]:
@@ -118,6 +119,7 @@ from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.run import simulate
 from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.guest.workloads.workload import named_workload
+from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.hw.costs import CostProfile
 result = simulate(
     machine=MachineConfig(), scheme=PRESETS[sys.argv[1]], costs=CostProfile(), seed=5,

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from penumbra.actors.vmm.schemes import Scheme
 from penumbra.hw.formats import CR0_WP, IA32, NX, PAE, PS, X86_64, A, D, FormatSpec, G, P, U, W
 from penumbra.hw.operations import Fill
 from penumbra.hw.streams import FETCH, READ, WRITE
@@ -186,12 +185,19 @@ def steps() -> st.SearchStrategy[list[Step]]:
     )
 
 
-class Walk:
-    """One guest under one scheme."""
+def walk_of(world: str, scheme: str, *, software: bool = False) -> Walk:
+    """Return a walk on a bench of traced shadow tables."""
+    place = WORLDS[world]
+    bench = Bench(place.spec, SCHEMES[scheme], n_frames=N_FRAMES, software=software)
+    return Walk(place, bench)
 
-    def __init__(self, world: World, scheme: Scheme, *, software: bool = False) -> None:
+
+class Walk:
+    """One guest on one bench, which has `N_FRAMES` guest frames."""
+
+    def __init__(self, world: World, bench: Bench) -> None:
         self.world = world
-        self.bench = bench = Bench(world.spec, scheme, n_frames=N_FRAMES, software=software)
+        self.bench = bench
         width = world.spec.entry_bytes
         for (table, index), value in world.first.items():
             bench.memory.store(table << 12 | index * width, width, value)
@@ -237,7 +243,8 @@ class Walk:
 def test_whatever_a_guest_does_no_access_is_refused(
     world: str, scheme: str, script: list[Step]
 ) -> None:
-    walk = Walk(WORLDS[world], SCHEMES[scheme])
+    place = WORLDS[world]
+    walk = Walk(place, Bench(place.spec, SCHEMES[scheme], n_frames=N_FRAMES))
     for what, vcpu, first, second in script:
         walk.step(what, vcpu, first, second)
         walk.bench.assert_coherent()
@@ -251,7 +258,7 @@ def test_whatever_a_guest_does_no_access_is_refused(
 def test_whatever_a_guest_does_no_access_is_refused_where_the_monitor_fills_the_tlb(
     world: str, scheme: str, script: list[Step]
 ) -> None:
-    walk = Walk(WORLDS[world], SCHEMES[scheme], software=True)
+    walk = walk_of(world, scheme, software=True)
     for what, vcpu, first, second in script:
         walk.step(what, vcpu, first, second)
         walk.bench.assert_coherent()

@@ -10,6 +10,8 @@ from penumbra.actors.vmm.schemes import (
     PATCH,
     PRESETS,
     SHOOTDOWN,
+    VTLB,
+    VTLB_EAGER,
     Scheme,
     SchemeOptions,
 )
@@ -17,10 +19,11 @@ from penumbra.actors.vmm.schemes import (
 
 @pytest.mark.shows("S2")
 def test_each_preset_runs_under_its_own_name() -> None:
+    assert {"native", "shootdown", "patch", "vtlb", "vtlb-eager"} <= set(PRESETS)
     assert {name: scheme.name for name, scheme in PRESETS.items()} == {
-        name: name for name in ("native", "shootdown", "patch", "write-buffer")
+        name: name for name in PRESETS
     }
-    assert [scheme.problem() for scheme in PRESETS.values()] == [None, None, None, None]
+    assert {scheme.problem() for scheme in PRESETS.values()} == {None}
 
 
 @pytest.mark.shows("S1")
@@ -35,6 +38,16 @@ def test_each_preset_runs_under_its_own_name() -> None:
         (msgspec.structs.replace(PATCH, options=SchemeOptions(capacity=0)), "1 .. 65536"),
         (msgspec.structs.replace(PATCH, options=SchemeOptions(capacity=1 << 17)), "1 .. 65536"),
         (msgspec.structs.replace(PATCH, options=SchemeOptions(shadow_pages=63)), "at least 64"),
+        (msgspec.structs.replace(VTLB, options=SchemeOptions(shadow_pages=63)), "at least 64"),
+        (msgspec.structs.replace(VTLB, detect="write-trace"), "a virtual TLB traces nothing"),
+        (msgspec.structs.replace(VTLB, propagate="patch"), "a virtual TLB traces nothing"),
+        (msgspec.structs.replace(VTLB, apply="update"), "apply must be 'invalidate'"),
+        (msgspec.structs.replace(VTLB_EAGER, apply="invalidate"), "with eager fill 'update'"),
+        (msgspec.structs.replace(VTLB, options=SchemeOptions(prefetch=-1)), "0 .. 1024"),
+        (
+            msgspec.structs.replace(VTLB, options=SchemeOptions(errata=("ET99",))),
+            "no erratum 'ET99'",
+        ),
     ],
 )
 def test_a_composition_that_cannot_run_says_why(scheme: Scheme, problem: str) -> None:
