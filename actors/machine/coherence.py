@@ -39,7 +39,7 @@ from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.actors.vmm.walk import GuestRegisters, registers_flush
 from penumbra.hw.exits import Done, PageFault
 from penumbra.hw.formats import CR0_PG, CR0_WP, CR4_PGE, CR4_PSE, EFER_NXE, PAGE_SHIFT
-from penumbra.hw.operations import LoadPhysical, Operation, Physical
+from penumbra.hw.operations import LoadPhysical, MappingChanged, Operation, Physical
 
 ProducerRef = ActorRef[ProducerOrder, ProducerReply]
 
@@ -68,6 +68,10 @@ class Coherence(Protocol):
 
     def physical(self, work: Physical) -> int:
         """Do an access to guest-physical memory; return what was there, 0 for a plain store."""
+        ...
+
+    def mapping_changed(self, work: MappingChanged) -> int:
+        """The guest says what its tables map otherwise; return who will follow by itself."""
         ...
 
     def privilege(self, user: bool) -> None:
@@ -122,6 +126,9 @@ class BareHardware:
         ran = self._cpu.ask_nowait(Complete(work, False, 0, (work.gpa,)))
         assert isinstance(ran.exit, Done)
         return ran.exit.value
+
+    def mapping_changed(self, work: MappingChanged) -> int:
+        return 0
 
     def privilege(self, user: bool) -> None:
         pass
@@ -228,6 +235,9 @@ class Monitored:
         ran = self._emulate(work, False, 0)
         assert isinstance(ran, Ran) and isinstance(ran.exit, Done)
         return ran.exit.value
+
+    def mapping_changed(self, work: MappingChanged) -> int:
+        return 0
 
     def privilege(self, user: bool) -> None:
         if self._per_privilege:

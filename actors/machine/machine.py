@@ -30,6 +30,7 @@ from penumbra.actors.machine.messages import (
     StartTransfer,
     TakeFinished,
 )
+from penumbra.actors.machine.native_patch import NativePatch
 from penumbra.actors.machine.observer import Observer, Taps
 from penumbra.actors.machine.processes import ProcessLedger
 from penumbra.actors.machine.submm import ConsumerActor, CpuRef, ProducerActor, shadow_modes
@@ -258,7 +259,7 @@ class Machine:
         self, system: ActorSystem, cpu_refs: list[CpuRef]
     ) -> tuple[list[Coherence], list[ProducerRef]]:
         if not self.submms:
-            return [BareHardware(i, ref, self.observer) for i, ref in enumerate(cpu_refs)], []
+            return self._unmonitored(cpu_refs), []
         consumers = [
             system.spawn(ConsumerActor(submm, ref, self.observer), f"consumer-{submm.vcpu_id}")
             for submm, ref in zip(self.submms, cpu_refs, strict=True)
@@ -276,6 +277,14 @@ class Machine:
                 )
             )  # fmt: skip
         return coherences, producers
+
+    def _unmonitored(self, cpu_refs: list[CpuRef]) -> list[Coherence]:
+        if self.scheme.detect != "announced":
+            return [BareHardware(i, ref, self.observer) for i, ref in enumerate(cpu_refs)]
+        return [
+            NativePatch(i, ref, self.observer, self.matrix, self.scheme.options)
+            for i, ref in enumerate(cpu_refs)
+        ]
 
     def _watch(self, cpu: PhysicalCpu) -> None:
         """Connect a CPU's hooks to the machine and, if there is one, the checker."""

@@ -296,10 +296,15 @@ class PrivilegeChanged(msgspec.Struct, frozen=True, array_like=True, gc=False, t
     user: bool
 
 
+class Drain(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=11):
+    """Another CPU waits for room in a channel: take what is there now (A40 ¶128)."""
+
+
 ConsumerOrder: TypeAlias = (
     Repair
     | PageInvalidated
     | PrivilegeChanged
+    | Drain
     | RootLoaded
     | ModeLoaded
     | FaultDelivered

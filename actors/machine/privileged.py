@@ -42,6 +42,8 @@ class PrivilegedWork:
             self._load_control(work)
         elif isinstance(work, o.LoadPhysical | o.StorePhysical | o.ExchangePhysical):
             return coherence.physical(work)
+        elif isinstance(work, o.MappingChanged):
+            return coherence.mapping_changed(work)
         elif isinstance(work, o.ReadControl):
             return self._read_control(work.register)
         elif isinstance(work, o.SetInterrupts):

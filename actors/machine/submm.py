@@ -16,6 +16,7 @@ from penumbra.actors.machine.messages import (
     CpuOrder,
     DeviceStore,
     DeviceStored,
+    Drain,
     DropTable,
     EmulateStore,
     FaultDelivered,
@@ -95,6 +96,8 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         elif isinstance(message, ShootDown):
             self._submm.shoot_down((message.base, message.offset))
             self._observer.note(self._vcpu, EventKind.SHOOTDOWN, 0, message.base, message.offset)
+        elif isinstance(message, Drain):
+            self._submm.event_all()
         elif isinstance(message, RevokeWrite):
             self._submm.revoke_write(message.gfn)
         elif isinstance(message, DropTable):
@@ -238,8 +241,21 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
 
     def _tell(self, keys: list[Key], cause: int) -> None:
         for key, consumers in self._submm.finish_store(keys):  # 844
+            blockers = self._submm.blockers(consumers)
+            if blockers:
+                self._wait_for(blockers)
+                consumers = self._submm.tell(key, consumers)
             self._shoot_down(key, consumers, cause)
         self._submm.end_store(keys)
+
+    def _wait_for(self, consumers: int) -> None:
+        """Let consumers take what is in the channel now: it only makes them more coherent."""
+        for consumer, ref in enumerate(self._consumers):
+            if consumers >> consumer & 1:
+                self._observer.count(self._vcpu, "overflow_wait")
+                if consumer != self._vcpu:
+                    self._observer.count(self._vcpu, "ipi")
+                ref.ask_nowait(Drain())
 
     def _reach(self, gpa: int) -> int:
         hpa = self._memory.hpa(gpa)

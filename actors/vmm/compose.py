@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penumbra.actors.core import SWITCHES, Matrix, Order
+from penumbra.actors.core import SWITCHES, Channels, InUse, Matrix, Order, Postpone
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.parts import Shared
 from penumbra.actors.vmm.propagate import ImmediateShootdown, PatchChannels, Propagation
@@ -12,14 +12,31 @@ from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.hw.formats import FormatSpec
 
+_COALESCE = {
+    "update": Order.CORRECT,
+    "void": SWITCHES["void_on_coalesce"].order,
+    "never": SWITCHES["no_coalescing"].order,
+}
 
-def compose_matrix(scheme: Scheme, n: int) -> Matrix:
+
+def compose_matrix(scheme: Scheme, n: int, order: Order = Order.CORRECT) -> Matrix:
     """Return the channels of `n` VCPUs as the scheme's options have them.
 
+    Args:
+        order: Switches beside those the options name.
+
     Raises:
-        ValueError: No such step order.
+        ValueError: No such step order, or no such channels for so many VCPUs.
     """
-    return Matrix(n, scheme.options.capacity, order=order_named(scheme.options.order))
+    options = scheme.options
+    return Matrix(
+        n,
+        options.capacity,
+        order=order | order_named(options.order) | _COALESCE[options.coalesce],
+        channels=Channels(options.channels),
+        in_use=InUse[options.in_use.upper()],
+        postpone=Postpone.IN_STORE if options.postpone == "store" else Postpone.IN_CHANNEL,
+    )
 
 
 def compose_sub_vmms(
@@ -49,4 +66,8 @@ def order_named(names: str) -> Order:
 
 
 def _propagation(scheme: Scheme, matrix: Matrix) -> Propagation:
-    return PatchChannels(matrix) if scheme.propagate == "patch" else ImmediateShootdown()
+    return (
+        PatchChannels(matrix, scheme.options)
+        if scheme.propagate == "patch"
+        else ImmediateShootdown()
+    )

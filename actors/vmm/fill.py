@@ -166,8 +166,8 @@ class Filler:
                 bases |= {table << PAGE_SHIFT for table in _tables_below(child)}
             page = child
         if bases:
-            propagation = self._shared.propagation
-            self._follower.follow(propagation.drain(self._vcpu_id, lambda base, _: base in bases))
+            drained = self._shared.propagation.drain_bases(self._vcpu_id, bases)
+            self._follower.follow(drained)
 
     def _fragment(
         self, page: ShadowPage, index: int, leaf: Step, gva: int

@@ -80,6 +80,7 @@ class Vcpu:
     timer: int = 0
     finished: list[int] = field(default_factory=list)  # tickets of transfers
     waiting: list[tuple[int, int]] = field(default_factory=list)  # (due, vector)
+    told: list[op.MappingChanged] = field(default_factory=list)
     tlb: dict[int, Translation] = field(default_factory=dict)
     paging_structures: dict[int, tuple[int, int]] = field(default_factory=dict)
     operations: Counter[str] = field(default_factory=Counter)
@@ -124,6 +125,7 @@ class FlatMachine:
         self.disk_latency = 150
         self.transfers: list[tuple[int, int, Vcpu, op.StartDma]] = []
         self.n_transfers = 0
+        self.carries = False  # does `MappingChanged` reach the other CPUs?
         self.marks: list[op.Mark] = []
         self.stale: list[str] = []
         self.auditing = sticky
@@ -369,12 +371,30 @@ class FlatMachine:
         vcpu.operation = None
         return True
 
+    def _tell(self, change: op.MappingChanged) -> int:
+        """Tell every CPU named, if anybody is told at all."""
+        if not self.carries:
+            return 0
+        for vcpu in self.vcpus:
+            if change.cpus >> vcpu.vcpu_id & 1:
+                vcpu.told.append(change)
+        return change.cpus
+
+    def _follow(self, vcpu: Vcpu) -> None:
+        for change in vcpu.told:
+            for vpn in range(change.gva >> 12, (change.gva >> 12) + change.n_pages):
+                if change.root == vcpu.cr3:
+                    vcpu.tlb.pop(vpn, None)
+        vcpu.told.clear()
+
     def _execute_system(self, vcpu: Vcpu, operation: Operation) -> None:
         match operation:
             case op.Invlpg(gva):
+                self._follow(vcpu)
                 vcpu.tlb.pop(gva >> 12, None)
                 vcpu.paging_structures.clear()
             case op.LoadControl(3, value):
+                self._follow(vcpu)
                 vcpu.cr3 = value
                 vcpu.tlb = {vpn: t for vpn, t in vcpu.tlb.items() if t.is_global}
                 vcpu.paging_structures.clear()
@@ -396,6 +416,8 @@ class FlatMachine:
                 vcpu.result = self.n_transfers
             case op.FinishedDma():
                 vcpu.result = vcpu.finished.pop(0) if vcpu.finished else 0
+            case op.MappingChanged():
+                vcpu.result = self._tell(operation)
             case op.Mark():
                 self.marks.append(operation)
             case _:

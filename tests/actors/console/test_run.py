@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from penumbra.actors.console.workloads import shipped_recordings
+from penumbra.actors.vmm.schemes import PRESETS
 
 Penumbra = Callable[..., tuple[int, str, str]]
 
@@ -116,7 +117,8 @@ def test_a_broken_protocol_is_found_and_explained(penumbra: Penumbra) -> None:
 
 
 def test_schemes_are_compared_side_by_side(penumbra: Penumbra) -> None:
-    code, out, err = penumbra("compare", "fork-storm", *TINY, "--jobs", "1")
+    three = "native,shootdown,patch"
+    code, out, err = penumbra("compare", "fork-storm", *TINY, "--jobs", "1", "--schemes", three)
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[4:7]] == ["native", "shootdown", "patch"]
@@ -141,7 +143,7 @@ def test_costs_relate_to_the_base_that_was_asked_for(penumbra: Penumbra) -> None
 
 def test_quiet_says_one_line_per_scheme(penumbra: Penumbra) -> None:
     words = ("compare", "fork-storm", *TINY, "--jobs", "1", "--quiet")
-    assert penumbra(*words) == (0, "native: coherent\nshootdown: coherent\npatch: coherent\n", "")
+    assert penumbra(*words) == (0, "".join(f"{name}: coherent\n" for name in PRESETS), "")
 
 
 def test_workers_give_what_one_process_gives(penumbra: Penumbra) -> None:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import msgspec
 
 from penumbra.actors.check import Oracle
-from penumbra.actors.core import Matrix, Order
+from penumbra.actors.core import Order
+from penumbra.actors.vmm.compose import compose_matrix
 from penumbra.actors.vmm.fill import Emulate, Forward, Hidden, PlaceTraces
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.parts import Shared
@@ -114,10 +115,10 @@ class Bench:
         n_shadow = (scheme.options.shadow_pages + 8) * n_vcpus
         self.ram = Ram(n_frames + n_shadow)
         self.memory = MemoryManagement(self.ram, n_frames, identity=False, seed=1)
-        self.matrix = Matrix(n_vcpus, scheme.options.capacity, order=order)
+        self.matrix = compose_matrix(scheme, n_vcpus, order)
         self.traces = WriteTraces(self.matrix)
         patches = scheme.propagate == "patch"
-        policy = PatchChannels(self.matrix) if patches else ImmediateShootdown()
+        policy = PatchChannels(self.matrix, scheme.options) if patches else ImmediateShootdown()
         shared = Shared(spec, scheme, self.memory, self.matrix, self.traces, policy)
         self.submms = [SubVmm(i, shared) for i in range(n_vcpus)]
         geometry = tlb or TlbGeometry(64, 4, 4)
@@ -327,6 +328,14 @@ class Bench:
     def _finish_store(self, vcpu: int, keys: list[Key]) -> None:
         submm = self.submms[vcpu]
         for key, consumers in submm.finish_store(keys):  # 844
+            blockers = submm.blockers(consumers)
+            for consumer, other in enumerate(self.submms):
+                if blockers >> consumer & 1:
+                    other.event_all()
+                    self.log.append(Seen("drained", consumer, key))
+                    self._flush(consumer)
+            if blockers:
+                consumers = submm.tell(key, consumers)
             for consumer, other in enumerate(self.submms):
                 if consumers >> consumer & 1:
                     other.shoot_down(key)

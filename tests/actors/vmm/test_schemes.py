@@ -18,9 +18,17 @@ from penumbra.actors.vmm.schemes import (
 @pytest.mark.shows("S2")
 def test_each_preset_runs_under_its_own_name() -> None:
     assert {name: scheme.name for name, scheme in PRESETS.items()} == {
-        name: name for name in ("native", "shootdown", "patch")
+        name: name
+        for name in (
+            "native",
+            "native-patch",
+            "shootdown",
+            "patch",
+            "patch-locked",
+            "patch-shared",
+        )
     }
-    assert [scheme.problem() for scheme in PRESETS.values()] == [None, None, None]
+    assert {scheme.problem() for scheme in PRESETS.values()} == {None}
 
 
 @pytest.mark.shows("S1")
@@ -35,6 +43,12 @@ def test_each_preset_runs_under_its_own_name() -> None:
         (msgspec.structs.replace(PATCH, options=SchemeOptions(capacity=0)), "1 .. 65536"),
         (msgspec.structs.replace(PATCH, options=SchemeOptions(capacity=1 << 17)), "1 .. 65536"),
         (msgspec.structs.replace(PATCH, options=SchemeOptions(shadow_pages=63)), "at least 64"),
+        (
+            msgspec.structs.replace(
+                PATCH, options=SchemeOptions(channels="shared", in_use="outside")
+            ),
+            "options.in_use is a choice of 'pair' channels alone",
+        ),
     ],
 )
 def test_a_composition_that_cannot_run_says_why(scheme: Scheme, problem: str) -> None:

@@ -46,6 +46,33 @@ def test_every_way_gives_right_data_and_no_stale_use(
     machine.check_all_returned()
 
 
+@pytest.mark.shows("G4", "P13")
+@pytest.mark.parametrize("n_vcpus", [2, 4, 8])
+@pytest.mark.parametrize(
+    "program", [STRESS, MmapChurn(processes=3, steps=20, pages=20)], ids=lambda p: p.name
+)
+def test_pages_told_of_are_dropped_at_the_others_own_events_and_their_frames_wait(
+    n_vcpus: int, program: Program
+) -> None:
+    asked = {}
+    for carries in (True, False):
+        machine = machine_of(program, "patch", n_vcpus)
+        machine.carries = carries
+        machine.auditing = not carries
+        ended = machine.run(5_000_000), machine.wrong, machine.reasons, machine.stale
+        assert ended == ("finished", [], [], [])
+        machine.check_all_returned()
+        shootdown = machine.kernel.shootdown
+        assert (shootdown.n_deferred > 0) == (carries and shootdown_happens(machine))
+        asked[carries] = shootdown.n_requests
+    assert asked[True] <= asked[False]
+
+
+def shootdown_happens(machine: FlatMachine) -> bool:
+    """Tell whether any CPU ever announced a change."""
+    return any(vcpu.operations["MappingChanged"] for vcpu in machine.vcpus)
+
+
 @pytest.mark.parametrize("flush", FLUSHES)
 def test_every_way_goes_together_with_paging(flush: str) -> None:
     machine = machine_of(STRESS, flush, 4, swap_pages=2000, user_frames=24)
