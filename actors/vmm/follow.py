@@ -93,7 +93,7 @@ class Follower:
                     target = self._memory.guest_of.get(
                         (value & self._spec.frame_mask) >> PAGE_SHIFT, target
                     )
-            else:
+            elif self._shared.scheme.options.stale == "derive":
                 value = derive_leaf(
                     self._spec, entry, target, self._memory, self._traces, self._registers
                 )

@@ -21,6 +21,7 @@ InUseForm = Literal["field", "base", "outside"]
 Coalesce = Literal["update", "void", "never"]
 Postponed = Literal["leave", "store", "never"]
 Overflow = Literal["shootdown", "lost", "wait"]
+Stale = Literal["derive", "invalidate"]
 
 
 class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -42,6 +43,8 @@ class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         postpone: What becomes of a patch that an event does not cover (868): left in its channel,
             its key moved to a private store (870), or never postponed, for 868 and 870 are left
             out.
+        stale: What `update` does with a patch whose derived value is not valid any more: derive
+            again from the entry (A40c 51), or invalidate (A40c 50).
         overflow: What a full channel costs: a shootdown of the entry (844), a mark that makes its
             consumer drop everything at its next event, or a wait until the consumers have taken
             what is in the channel (¶128).
@@ -57,6 +60,7 @@ class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     derived: bool = True
     coalesce: Coalesce = "update"
     postpone: Postponed = "leave"
+    stale: Stale = "derive"
     overflow: Overflow = "shootdown"
 
 

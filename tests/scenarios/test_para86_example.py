@@ -13,8 +13,11 @@ from penumbra.hw.formats import IA32, X86_64, FormatSpec
 from tests.actors.vmm.bench import USED, Bench, patch, shootdown
 
 both_formats = pytest.mark.parametrize("spec", [IA32, X86_64], ids=lambda spec: spec.name)
+KINDS = ["pair-locked", "shared", "per-producer", "per-consumer"]
 patch_schemes = pytest.mark.parametrize(
-    "scheme", [patch(), patch("invalidate"), patch(capacity=1)], ids=["update", "invalidate", "one"]
+    "scheme",
+    [patch(), patch("invalidate"), patch(capacity=1), *(patch(channels=kind) for kind in KINDS)],
+    ids=["update", "invalidate", "one", *KINDS],
 )
 
 A, B, C, D = range(4)

@@ -20,7 +20,7 @@ WAITING: tuple[Policy, ...] = ("shootdown", "wait")
 kinds = pytest.mark.parametrize("kind", Channels)
 
 
-@pytest.mark.shows("P10", "K3", "EP19", "EP9", "A40 ¶109", "A40 ¶128", "A40 844")
+@pytest.mark.shows("P10", "K3", "EP19", "EP9", "A40 ¶109", "A40 ¶128", "Fig 11 844")
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("n", [1, 2])
 @kinds

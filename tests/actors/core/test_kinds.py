@@ -161,7 +161,7 @@ def _slot(matrix: Matrix) -> int:
     return layout.header(0, 0) + 8 if isinstance(layout, LockedLayout) else 0
 
 
-@pytest.mark.shows("P8", "P3", "A40 837")
+@pytest.mark.shows("P8", "P3", "Fig 11 837")
 @pytest.mark.parametrize("kind", OTHERS)
 def test_a_second_store_reaches_those_who_have_taken_the_first_and_those_who_have_not(
     kind: Channels,

@@ -79,6 +79,8 @@ def test_with_one_slot_every_overflow_policy_is_right_in_every_kind(
         {"derived": False},
         {"coalesce": "void"},
         {"coalesce": "never"},
+        {"stale": "invalidate"},
+        {"stale": "invalidate", "derived": False},
         {"postpone": "store"},
         {"postpone": "never"},
         {"tell_all": True},
