@@ -48,7 +48,7 @@ def started(spec: FormatSpec, flags: int = USED, *, link: int = LINK, gfn: int =
 
 
 @both_formats
-@pytest.mark.shows("V5", "Fig 8 802", "Fig 8 804")
+@pytest.mark.shows("V5", "Fig 8 800", "Fig 8 802", "Fig 8 804", "Fig 8 806")
 def test_802_no_mapping_at_any_level_goes_to_the_guest(spec: FormatSpec) -> None:
     for level in range(spec.top + 1):
         bench = started(spec)

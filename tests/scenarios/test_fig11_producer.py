@@ -40,6 +40,7 @@ def in_channels(bench: Bench) -> list[list[int]]:
 @both_formats
 @pytest.mark.shows(
     "P3",
+    "Fig 11 830",
     "Fig 11 831",
     "Fig 11 832",
     "Fig 11 834",
@@ -151,7 +152,7 @@ def test_immediate_propagation_shoots_every_consumer_down_at_the_store(spec: For
     bench.assert_coherent()
 
 
-@pytest.mark.shows("P3", "Fig 11 831")
+@pytest.mark.shows("P3", "Fig 11 831", "EP10")
 @pytest.mark.parametrize(
     ("offset", "size", "touched"),
     [(0, 4, 1), (0, 8, 2), (1, 1, 1), (2, 4, 2), (2, 8, 3), (3, 2, 2)],

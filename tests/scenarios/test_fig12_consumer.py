@@ -66,6 +66,7 @@ def uses(bench: Bench, vcpu: int = 0) -> list[int | Faulted]:
 @pytest.mark.shows(
     "P4",
     "P5",
+    "Fig 12 860",
     "Fig 12 862",
     "Fig 12 864",
     "Fig 12 866",
@@ -118,7 +119,7 @@ def test_an_event_is_one_only_where_it_happens(spec: FormatSpec, scheme: Scheme)
 
 @both_formats
 @update_and_invalidate
-@pytest.mark.shows("P5", "A40c 54")
+@pytest.mark.shows("P5", "A40c 54", "EP8", "EP12")
 def test_a_cr3_load_drains_what_was_postponed_under_another_root(
     spec: FormatSpec, scheme: Scheme
 ) -> None:

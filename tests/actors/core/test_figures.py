@@ -149,7 +149,7 @@ def test_a_full_channel_writes_nothing_and_the_caller_owes_a_shootdown() -> None
 
 
 @pytest.mark.shows(
-    "P4", "P12", "Fig 12 862", "Fig 12 864", "Fig 12 866", "Fig 12 878", "Fig 12 880"
+    "P4", "P12", "Fig 12 860", "Fig 12 862", "Fig 12 864", "Fig 12 866", "Fig 12 878", "Fig 12 880"
 )
 def test_figure_12_pending_rows_bells_then_copy_and_free() -> None:
     journal = Journal(Layout(4, 2))
