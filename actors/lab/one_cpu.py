@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from penumbra.actors.core import Matrix
+from penumbra.actors.vmm.compose import compose_matrix
 from penumbra.actors.vmm.derive import NOWHERE
 from penumbra.actors.vmm.fill import Emulate, Forward, PlaceTraces
 from penumbra.actors.vmm.memory import MemoryManagement
@@ -106,9 +106,9 @@ class Monitored:
 
     def _build(self) -> SubVmm:
         """Return a sub-VMM that has derived nothing and traces nothing."""
-        matrix = Matrix(1, self._scheme.options.capacity)
+        matrix, options = compose_matrix(self._scheme, 1), self._scheme.options
         patches = self._scheme.propagate == "patch"
-        policy = PatchChannels(matrix) if patches else ImmediateShootdown()
+        policy = PatchChannels(matrix, options) if patches else ImmediateShootdown()
         self._traces = WriteTraces(matrix)
         return SubVmm(
             0, Shared(self._spec, self._scheme, self._memory, matrix, self._traces, policy)
