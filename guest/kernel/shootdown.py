@@ -252,12 +252,19 @@ class Shootdown:
 
     async def tick(self, cpu: Cpu) -> None:
         """At a timer tick, flush if somebody waits for this CPU."""
-        if any(debt.cpus & cpu.bit for debt in self._debts):
-            if self._way == "patch":
-                await Invlpg(self._lock)  # any page: what was posted for this CPU is dropped first
-            else:
-                await self._invalidate(cpu, _EVERYTHING)
+        owed = [debt for debt in self._debts if debt.cpus & cpu.bit]
+        if not owed:
+            return
+        if self._way != "patch":
+            await self._invalidate(cpu, _EVERYTHING)
             self.flushed(cpu)
+            return
+        # Any page: what this CPU was told before is dropped with it, but not what it is told while
+        # the instruction retires; so only the debts of before are paid.
+        await Invlpg(self._lock)
+        for debt in owed:
+            debt.cpus &= ~cpu.bit
+        self._give_paid()
 
     async def settle(self, cpu: Cpu, space: AddressSpace, first: int, n_pages: int) -> None:
         """Flush eagerly what is owed of these pages: they are to be mapped anew."""
