@@ -149,6 +149,8 @@ class Monitored:
         traces: WriteTraces,
         per_privilege: bool,
         observer: Observer,
+        *,
+        shares: bool = False,
     ) -> None:
         self.registers = registers
         self._vcpu = vcpu_id
@@ -157,6 +159,7 @@ class Monitored:
         self._consumer = consumers[vcpu_id]
         self._traces = traces
         self._per_privilege = per_privilege
+        self._shares = shares
         self._observer = observer
 
     def page_fault(
@@ -226,7 +229,8 @@ class Monitored:
         self._event()
         paged = self.registers.paging
         self._consumer.ask_nowait(ModeLoaded(register, value))
-        if self.registers.paging != paged:
+        # Who shares its shadow shares another one in another mode.
+        if self._shares or self.registers.paging != paged:
             self._load_root(self.registers.cr3)
 
     def physical(self, work: Physical) -> int:

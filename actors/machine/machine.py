@@ -260,10 +260,15 @@ class Machine:
     ) -> tuple[list[Coherence], list[ProducerRef]]:
         if not self.submms:
             return self._unmonitored(cpu_refs), []
-        consumers = [
-            system.spawn(ConsumerActor(submm, ref, self.observer), f"consumer-{submm.vcpu_id}")
+        consumer_actors = [
+            ConsumerActor(submm, ref, self.observer)
             for submm, ref in zip(self.submms, cpu_refs, strict=True)
         ]
+        consumers = [system.spawn(one, f"consumer-{i}") for i, one in enumerate(consumer_actors)]
+        if self.scheme.shadow == "shared":
+            everyone = list(zip(self.submms, cpu_refs, strict=True))
+            for consumer in consumer_actors:
+                consumer.shares_with(everyone)
         coherences: list[Coherence] = []
         producers: list[ProducerRef] = []
         for submm, ref, cpu in zip(self.submms, cpu_refs, self.cpus, strict=True):
@@ -274,6 +279,7 @@ class Machine:
                 Monitored(
                     submm.vcpu_id, submm.registers, producer, consumers, self.traces,
                     self.scheme.shadow == "per-privilege", self.observer,
+                    shares=self.scheme.shadow == "shared",
                 )
             )  # fmt: skip
         return coherences, producers

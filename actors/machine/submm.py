@@ -76,6 +76,7 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         self._cpu = cpu
         self._observer = observer
         self._vcpu = submm.vcpu_id
+        self._others: list[tuple[SecondaryData, CpuRef]] = []
 
     def receive(self, message: ConsumerOrder) -> ConsumerReply:
         if isinstance(message, Repair):
@@ -140,16 +141,27 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
             self._observer.note(self._vcpu, EventKind.PATCH_APPLIED, 0, n)
         return Followed(n)
 
+    def shares_with(self, everyone: list[tuple[SecondaryData, CpuRef]]) -> None:
+        """These have one shadow: what one of them changes may be cached by each (A40c 62)."""
+        self._others = [(submm, cpu) for submm, cpu in everyone if submm is not self._submm]
+
     def _flush(self) -> None:
-        flushes = self._submm.take_flushes()
+        self._flush_one(self._submm, self._cpu)
+        for submm, cpu in self._others:
+            if self._flush_one(submm, cpu):
+                self._observer.count(self._vcpu, "ipi")
+
+    def _flush_one(self, submm: SecondaryData, cpu: CpuRef) -> bool:
+        flushes = submm.take_flushes()
         if not flushes:
-            return
+            return False
         if flushes == [FLUSH_ALL]:
             self._observer.count(self._vcpu, "tlb_flush")
-            self._cpu.ask_nowait(Invalidate((), everything=True))
+            cpu.ask_nowait(Invalidate((), everything=True))
         else:
             self._observer.count(self._vcpu, "invlpg", len(flushes))
-            self._cpu.ask_nowait(Invalidate(tuple(flushes)))
+            cpu.ask_nowait(Invalidate(tuple(flushes)))
+        return True
 
 
 class ProducerActor(Actor[ProducerOrder, ProducerReply]):

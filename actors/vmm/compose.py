@@ -8,6 +8,7 @@ from penumbra.actors.vmm.parts import Shared
 from penumbra.actors.vmm.propagate import ImmediateShootdown, PatchChannels, Propagation
 from penumbra.actors.vmm.schemes import Scheme
 from penumbra.actors.vmm.secondary import SecondaryData
+from penumbra.actors.vmm.shared_shadow import Company
 from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.hw.formats import FormatSpec
@@ -46,6 +47,7 @@ def compose_sub_vmms(
     if scheme.shadow == "none":
         return []
     shared = Shared(spec, scheme, memory, matrix, traces, _propagation(scheme, matrix))
+    shared.company = Company() if scheme.shadow == "shared" else None
     return [SubVmm(i, shared) for i in range(matrix.n)]
 
 

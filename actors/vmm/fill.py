@@ -116,7 +116,7 @@ class Filler:
             for step in steps:
                 index = self._parts.index(step.gpa)
                 fresh |= not traces.consumers(step.gfn, index) >> self._vcpu_id & 1
-                traces.register(step.gfn, index, self._vcpu_id)
+                self._parts.register(step.gfn, index)
             if not fresh:
                 return steps
             # Registered after the read: read again, or a change in between would be missed (EP4).

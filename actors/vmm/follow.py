@@ -37,13 +37,13 @@ class Follower:
         self._shared.propagation.settle(self._vcpu_id)
 
     def drop_shadows(self) -> None:
-        """Empty every shadow page and keep only the root's, which the CPU points at."""
-        root = self._space.root
+        """Empty every shadow page and keep only roots, which CPUs point at."""
+        roots = self._space.roots()
         for page in self._space.all_pages():
             for index in [*page.live, *page.children]:
                 self._space.clear(page, index)
         for page in self._space.all_pages():
-            if page is not root:
+            if page not in roots:
                 self._space.drop(page)
         self._space.flushes.append(FLUSH_ALL)
 

@@ -15,7 +15,7 @@ import msgspec
 Detect = Literal["none", "write-trace", "announced"]
 Propagate = Literal["none", "shootdown", "patch"]
 Apply = Literal["none", "update", "invalidate"]
-Shadow = Literal["none", "per-cpu", "per-privilege"]
+Shadow = Literal["none", "per-cpu", "shared", "per-privilege"]
 ChannelKind = Literal["pair", "pair-locked", "shared", "per-producer", "per-consumer"]
 InUseForm = Literal["field", "base", "outside"]
 Coalesce = Literal["update", "void", "never"]

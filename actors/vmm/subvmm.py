@@ -159,6 +159,8 @@ class SubVmm:
         if paging and gfn not in self._traces:
             return PlaceTraces((gfn,))
         self.event_all()
+        if self.space.enter(self.registers):
+            self._follower.drop_shadows()
         self.registers.cr3 = cr3
         role = (gfn, self._spec.top, NO_FRAGMENT)
         self.space.root = self.space.find(role) or self.space.create(role)

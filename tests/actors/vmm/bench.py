@@ -28,7 +28,8 @@ from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.parts import Shared
 from penumbra.actors.vmm.propagate import ImmediateShootdown, Key, PatchChannels
 from penumbra.actors.vmm.schemes import PATCH, SHOOTDOWN, Apply, Scheme, SchemeOptions
-from penumbra.actors.vmm.shadow import FLUSH_ALL
+from penumbra.actors.vmm.shadow import FLUSH_ALL, ShadowPage
+from penumbra.actors.vmm.shared_shadow import Company
 from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.hw import mmu_layout as m
@@ -120,6 +121,7 @@ class Bench:
         patches = scheme.propagate == "patch"
         policy = PatchChannels(self.matrix, scheme.options) if patches else ImmediateShootdown()
         shared = Shared(spec, scheme, self.memory, self.matrix, self.traces, policy)
+        shared.company = Company() if scheme.shadow == "shared" else None
         self.submms = [SubVmm(i, shared) for i in range(n_vcpus)]
         geometry = tlb or TlbGeometry(64, 4, 4)
         self.cpus = [PhysicalCpu(i, spec, self.ram, Tlb(spec, geometry)) for i in range(n_vcpus)]
@@ -267,6 +269,8 @@ class Bench:
         self.submms[vcpu].load_mode(register, value)
         self._set_modes(vcpu)
         self._flush(vcpu)
+        if self.submms[vcpu].shared.company is not None:
+            self._load_root(vcpu, self.submms[vcpu].registers.cr3)
         self.oracle.event(vcpu, f"CR{register}", value)
 
     def untrace(self, gfn: int) -> None:
@@ -378,11 +382,13 @@ class Bench:
         cpu.flush_all()
 
     def _flush(self, vcpu: int) -> None:
-        for gva in self.submms[vcpu].space.take_flushes():
-            if gva == FLUSH_ALL:
-                self.cpus[vcpu].flush_all()
-            else:
-                self.cpus[vcpu].invlpg(gva)
+        shared = self.submms[vcpu].shared.company is not None
+        for each in range(len(self.cpus)) if shared else (vcpu,):
+            for gva in self.submms[each].take_flushes():
+                if gva == FLUSH_ALL:
+                    self.cpus[each].flush_all()
+                else:
+                    self.cpus[each].invlpg(gva)
 
     # ---- what a test asks -----------------------------------------------------------------------
 
@@ -402,18 +408,19 @@ class Bench:
         self.memory.check()
         self.matrix.check()
         self.oracle.check()
-        taken: list[int] = []
+        pages: set[ShadowPage] = set()
         for submm, cpu in zip(self.submms, self.cpus, strict=True):
             submm.check()
             cpu.tlb.check()
             frames = [page.pfn for page in submm.space.all_pages()]
-            taken += frames
+            pages.update(submm.space.all_pages())
             for value in cpu.tlb.entries().values():
                 gfn = self.memory.guest_of.get(value >> PAGE_SHIFT, -1)
                 assert not (value & m.E_W and gfn in self.traces), f"frame {gfn} writable in a TLB"
             assert psc_frames(cpu.tlb) <= set(frames), "a dropped shadow page may be walked"
-        assert len(taken) == len(set(taken)), "a frame serves two shadow pages"
-        assert not set(taken) & set(self.memory.guest_of)
+        taken = {page.pfn for page in pages}
+        assert len(taken) == len(pages), "a frame serves two shadow pages"
+        assert not taken & set(self.memory.guest_of)
 
 
 def psc_frames(tlb: Tlb) -> set[int]:
