@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from machines import SMALL_CHURN, SMALL_STORM, SMALL_STRESS, WORKLOADS, run_machine, scheme_with
 
@@ -42,8 +43,7 @@ def test_a_preset_with_locks_leaves_the_memory_of_native(
 
 @pytest.mark.shows("P8", "P10")
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("capacity", [1, 3, 1024])
-@pytest.mark.parametrize("vcpus", [2, 8])
+@pytest.mark.parametrize(("capacity", "vcpus"), [(1, 8), (3, 2), (1024, 4)])
 def test_every_kind_of_channel_is_right_at_every_capacity(
     kind: str, capacity: int, vcpus: int
 ) -> None:
@@ -114,3 +114,16 @@ def test_the_options_are_seen_in_the_counters() -> None:
     assert statistics(coalesce="never")[1]["n_coalesced"] == 0
     assert statistics(tell_all=True)[1]["n_posted"] > channels["n_posted"]
     assert statistics(channels="shared")[0]["patch_lock"] > 0
+
+
+@pytest.mark.shows("V4", "A40c 62", "A40c 68", "A40c 74")
+@pytest.mark.parametrize("vcpus", [1, 4])
+@pytest.mark.parametrize("preset", ["patch", "patch-shared", "shootdown"])
+def test_one_shadow_for_all_cpus_leaves_the_memory_of_native(preset: str, vcpus: int) -> None:
+    one = msgspec.structs.replace(scheme_with(preset), shadow="shared")
+    native = run_right(SMALL_CHURN, "native", vcpus=vcpus)
+    shared = run_right(SMALL_CHURN, one, vcpus=vcpus)
+    assert memory_of(shared) == memory_of(native)
+    threads = [run_right(SMALL_STRESS, scheme, vcpus=vcpus) for scheme in (one, preset)]
+    faults = [summary["counters"]["hidden_fault"] for summary in threads]
+    assert faults[0] < faults[1] if vcpus > 1 else faults[0] == faults[1]
