@@ -36,6 +36,8 @@ class CostProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     patch_posted: Cycles = 40
     patch_coalesced: Cycles = 30
     patch_applied: Cycles = 60
+    patch_lock: Cycles = 40
+    overflow_wait: Cycles = 1000
     shootdown: Cycles = 2000
     trace_placed: Cycles = 1500
     coherency_event: Cycles = 100

@@ -50,6 +50,7 @@ _PRIVILEGED = (
     o.SwitchThread,
     o.StartDma,
     o.FinishedDma,
+    o.MappingChanged,
 )
 _PHYSICAL = (o.LoadPhysical, o.StorePhysical, o.ExchangePhysical)
 # Stores of up to eight bytes that are made whole or not at all.

@@ -200,6 +200,22 @@ class FinishedDma(_Operation, frozen=True, array_like=True, gc=False, tag=22):
     """
 
 
+class MappingChanged(_Operation, frozen=True, array_like=True, gc=False, tag=40):
+    """Say that `n_pages` pages from `gva` on are mapped otherwise under the tables at `root`.
+
+    Supervisor only. The await's value is the set of those of `cpus` (a bit each) on which whatever
+    is cached of these pages will be dropped at their own next INVLPG or CR3 load; the others have
+    to be interrupted. Where nothing carries such news it is 0.
+
+    Source: A40 ¶59, ¶126.
+    """
+
+    cpus: int
+    root: int
+    gva: int
+    n_pages: int
+
+
 class LoadPhysical(_Operation, frozen=True, array_like=True, gc=False, tag=30):
     """Read at a guest-physical address, as through an identity mapping the TLB holds.
 
@@ -254,5 +270,6 @@ Operation: TypeAlias = (
     | XorMemory
     | StartDma
     | FinishedDma
+    | MappingChanged
     | Physical
 )

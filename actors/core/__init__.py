@@ -12,8 +12,9 @@ the caller makes its secondary data follow.
     producer.end()
 
 Reading order: `words` (the memory), `patch`, `producer` (P1-P9), `consumer` (C1-C9), `matrix`,
-`order` (what goes wrong otherwise), `shared`; the functions both sides stand on are `slots`. Beside
-them, to show the order right: `stepper`, `schedules`, `races` and `scenes`.
+`order` (what goes wrong otherwise), `shared`; the functions both sides stand on are `slots`. Then
+`topology` with `locked` and `broadcast`: other ways to share channels. Beside them, to show the
+order right: `stepper`, `schedules`, `races` and `scenes`.
 
 Source: A40 Figs 9-13C, ¶98-128.
 """
@@ -38,6 +39,7 @@ from penumbra.actors.core.ports import LocalPorts as LocalPorts
 from penumbra.actors.core.ports import Ports as Ports
 from penumbra.actors.core.producer import Producer as Producer
 from penumbra.actors.core.shared import SharedCopy as SharedCopy
+from penumbra.actors.core.topology import Channels as Channels
 from penumbra.actors.core.words import InUse as InUse
 from penumbra.actors.core.words import Layout as Layout
 from penumbra.actors.core.words import Words as Words
@@ -49,6 +51,7 @@ __all__ = [
     "LOCAL",
     "SWITCHES",
     "ChannelStatistics",
+    "Channels",
     "Consumer",
     "Covers",
     "Drained",

@@ -25,7 +25,7 @@ Source: A40 Fig. 12, steps 860-880; ¶128 for freeing at 866.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final
 
 from penumbra.actors.core.order import Order
@@ -57,6 +57,7 @@ _NO_PENDING: Final = int(Order.NO_PENDING)
 _NO_RECHECK: Final = int(Order.NO_RECHECK)
 _NO_SOURCE_COMPARE: Final = int(Order.NO_SOURCE_COMPARE)
 _PENDING_READ_LATE: Final = int(Order.PENDING_READ_LATE)
+_RELINK_AS_IS: Final = int(Order.RELINK_AS_IS)
 
 
 class Consumer:
@@ -178,8 +179,23 @@ class Consumer:
         return words[COUNT] != self._count
 
     def drain_base(self, base: int) -> Drained:
-        """Take every patch for one table, before its detached derived table is linked again."""
+        """Take every patch for one table, because what is derived from it is to go."""
         return self.event(lambda patched, _: patched == base)
+
+    def drain_bases(self, bases: Container[int]) -> Drained:
+        """Take every patch for these tables, before what is derived from them is linked again.
+
+        Departs from the text, which does not mention linking again: `docs/errata.md` EP7, switch
+        `relink_as_is`.
+        """
+        if self._order & _RELINK_AS_IS:
+            return Drained([])
+        return self.event(lambda base, _: base in bases)
+
+    @property
+    def n_locks(self) -> int:
+        """How often a channel has been locked: never where each has one producer."""
+        return 0
 
     def mark_drop_all(self) -> None:
         """Make the next event drop everything: overflow met this consumer on the stack already."""

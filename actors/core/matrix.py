@@ -7,7 +7,8 @@
                     channels_to(0): what its events read
 
 Each channel has one producer and one consumer and is used by nobody else, which is why it needs no
-lock. The matrix knows nothing of what base, offset and derived value mean.
+lock; the other ways to share channels are those of `topology`. The matrix knows nothing of what
+base, offset and derived value mean.
 
 Source: A40 Figs 10 and 13A-C, ¶102-103, 123-126; A40c 48, 55, 57-59.
 """
@@ -17,11 +18,13 @@ from __future__ import annotations
 from typing import Final
 
 from penumbra.actors.core.consumer import Consumer
+from penumbra.actors.core.kinds import consumer_of, pairs_by_channel, producer_of
 from penumbra.actors.core.order import Order
 from penumbra.actors.core.patch import ChannelStatistics, Postpone
 from penumbra.actors.core.ports import LOCAL, Ports
 from penumbra.actors.core.producer import Producer
 from penumbra.actors.core.slots import ring
+from penumbra.actors.core.topology import Channels, layout_of
 from penumbra.actors.core.words import COUNT, LOST, InUse, Layout, Words
 
 DEFAULT_CAPACITY: Final = 64
@@ -34,6 +37,9 @@ class Matrix:
     """n producers, n consumers, n x n channels, and the trace count they share.
 
     Invariant: per channel, patches posted = applied + stored + dropped + in the channel.
+
+    Where several pairs share one channel (`Channels`), a store may coalesce with a patch of another
+    producer and takes it over: their statistics add up, each alone does not.
 
     Args:
         words: Shared words to work on, `Layout.n_words` of them and all zero at first; None = make
@@ -51,8 +57,9 @@ class Matrix:
         ports: Ports = LOCAL,
         order: Order = Order.CORRECT,
         postpone: Postpone = Postpone.IN_CHANNEL,
+        channels: Channels = Channels.PAIR,
     ) -> None:
-        self.layout = Layout(n, capacity, in_use)
+        self.layout: Layout = layout_of(channels, n, capacity, in_use)
         self.words: Words = self.layout.new_words() if words is None else words
         self._ports = ports
         self._order = order
@@ -140,8 +147,7 @@ class Matrix:
 
     def occupancy(self, producer: int, consumer: int) -> int:
         """Count the patches in a channel now."""
-        *_, marks, stride, capacity = self.layout.channel(producer, consumer)
-        return sum(1 for k in range(capacity) if self.words[marks + k * stride])
+        return self.layout.occupancy(self.words, producer, consumer)
 
     def statistics(self, producer: int, consumer: int) -> ChannelStatistics:
         """Return what a channel has seen."""
@@ -152,6 +158,10 @@ class Matrix:
             posted, coalesced, overflows, applied, stored, dropped, present, max(peak, present)
         )
 
+    def n_locks(self, index: int) -> int:
+        """Return how often a VCPU, as producer and as consumer, has locked a channel."""
+        return self.producer(index).n_locks + self.consumer(index).n_locks
+
     def check(self) -> None:
         """Assert every invariant; between exits, in one process."""
         assert self.count > 0
@@ -159,18 +169,19 @@ class Matrix:
             producer.check()
         for consumer in self._consumers.values():
             consumer.check()
-        for producer_id, consumer_id in (pair for row in self.channels() for pair in row):
-            seen = self.statistics(producer_id, consumer_id)
-            taken = seen.n_applied + seen.n_stored + seen.n_dropped
-            assert seen.n_posted == taken + seen.n_in_channel, (producer_id, consumer_id, seen)
+        for pairs in pairs_by_channel(self.layout):
+            seen = [self.statistics(*pair) for pair in pairs]
+            taken = sum(one.n_applied + one.n_stored + one.n_dropped for one in seen)
+            here = sum(one.n_in_channel for one in seen)
+            assert sum(one.n_posted for one in seen) == taken + here, (pairs, seen)
 
     def _new_producer(self, index: int) -> Producer:
         self._check_index(index)
-        return Producer(self.words, self.layout, index, ports=self._ports, order=self._order)
+        return producer_of(self.words, self.layout, index, ports=self._ports, order=self._order)
 
     def _new_consumer(self, index: int) -> Consumer:
         self._check_index(index)
-        return Consumer(
+        return consumer_of(
             self.words,
             self.layout,
             index,

@@ -42,6 +42,8 @@ class Order(IntFlag):
     BELL_CLEARED_LATE = 1 << 18
     VOID_ON_COALESCE = 1 << 19
     NO_COALESCING = 1 << 20
+    NO_CHANNEL_LOCK = 1 << 21
+    RELINK_AS_IS = 1 << 22
 
 
 ATOMIC: Final = (
@@ -161,6 +163,14 @@ SWITCHES: Final[Mapping[str, Switch]] = MappingProxyType({
     "bell_cleared_late": Switch(
         Order.BELL_FLAG | Order.BELL_CLEARED_LATE, _F, 0, _SC, "consumer C2",
         "the bell is a flag, cleared after the channel was looked at: a ring in between is lost",
+    ),
+    "no_channel_lock": Switch(
+        Order.NO_CHANNEL_LOCK, _F, 0, _SC, "producer P6",
+        "a channel of several producers has no lock: two of them fill the same free slot",
+    ),
+    "relink_as_is": Switch(
+        Order.RELINK_AS_IS, _P, 0, _SC, "consumer drain",
+        "a derived table is linked again with patches waiting for it: what it says is old",
     ),
     "bell_flag": Switch(
         Order.BELL_FLAG, _V, 0, _NO, "producer P7, consumer C2",

@@ -173,6 +173,19 @@ class Producer:
         self._words[header + LOST] = self._words[header + LOST] + 1
         ring(self._words, bell, self._order)
 
+    def blockers(self, consumers: int) -> int:
+        """Return the consumers that must take their patches before these have room (bit sets)."""
+        return consumers
+
+    @property
+    def n_locks(self) -> int:
+        """How often a channel has been locked: never where each has one producer."""
+        return 0
+
+    def _check_stored(self) -> None:
+        if self._phase != _STORED:
+            raise ProtocolError(f"post in phase {self._phase}: the store must be done first")
+
     def end(self) -> None:
         """Say that every consumer is posted, rung, or has acknowledged its shootdown (P9, 848)."""
         if self._phase != _STORED:

@@ -20,12 +20,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-from penumbra.actors.core.consumer import Consumer
+from penumbra.actors.core.kinds import consumer_of, producer_of
 from penumbra.actors.core.order import Order
-from penumbra.actors.core.patch import Patch, Postpone
+from penumbra.actors.core.patch import Drained, Patch, Postpone
 from penumbra.actors.core.producer import Producer
 from penumbra.actors.core.shared import SharedCopy
 from penumbra.actors.core.stepper import End, Process, Program, StepMemory
+from penumbra.actors.core.topology import Channels, layout_of
 from penumbra.actors.core.words import COUNT, InUse, Layout
 
 TABLE: Final = 0x1000
@@ -60,6 +61,8 @@ class World:
         n_free: Events each consumer takes at any moment; then one after all stores.
         free_covers: The entries that the free events cover; "" = none.
         shared: Whether all consumers share one copy.
+        relinks: Whether R's copies are detached: events do not cover them, and each is followed
+            by linking them again.
         placer: Whether T places a trace: "" not; "asks" consumer R; "writes" the copies itself.
     """
 
@@ -68,12 +71,14 @@ class World:
     n_free: int = 1
     free_covers: str = ENTRIES
     shared: bool = False
+    relinks: bool = False
     placer: str = ""
     monotone: bool = True
     capacity: int = 1
     order: Order = Order.CORRECT
     in_use: InUse = InUse.FIELD
     postpone: Postpone = Postpone.IN_CHANNEL
+    channels: Channels = Channels.PAIR
 
     @property
     def entries(self) -> str:
@@ -81,7 +86,8 @@ class World:
 
     @property
     def layout(self) -> Layout:
-        return Layout(max(len(self.stores), self.n_consumers), self.capacity, self.in_use)
+        n = max(len(self.stores), self.n_consumers)
+        return layout_of(self.channels, n, self.capacity, self.in_use)
 
     def with_order(self, order: Order) -> World:
         return replace(self, order=order)
@@ -149,7 +155,7 @@ class Stage:
         world = self.world
 
         def run(memory: StepMemory) -> None:
-            producer = Producer(memory, self.layout, index, ports=memory, order=world.order)
+            producer = producer_of(memory, self.layout, index, ports=memory, order=world.order)
             for store in world.stores[index].split():
                 entries, value = store.rstrip("0123456789"), int(store.lstrip(ENTRIES))
                 producer.begin([(TABLE, offset_of(entry)) for entry in entries])
@@ -181,7 +187,9 @@ class Stage:
             watched = [e for e in world.entries if world.monotone and e in world.free_covers]
             for _ in range(world.n_free):
                 seen = [memory[self.at(entry)] for entry in watched]
-                vcpu.event(world.free_covers)
+                vcpu.event("" if world.relinks else world.free_covers)
+                if world.relinks:
+                    vcpu.link_again()
                 copies = [vcpu.copies[entry].value for entry in watched]
                 used += zip(watched, seen, copies, strict=True)
             if world.placer == "asks":
@@ -234,7 +242,7 @@ class Vcpu:
         world = stage.world
         self._stage = stage
         self._memory = memory
-        self._consumer = Consumer(
+        self._consumer = consumer_of(
             memory,
             stage.layout,
             index,
@@ -252,7 +260,15 @@ class Vcpu:
         """Take a coherency event that covers the named entries (Fig. 12)."""
         offsets = {offset_of(entry) for entry in covers}
         everything = covers == ENTRIES
-        drained = self._consumer.event(None if everything else lambda _, offset: offset in offsets)
+        self._follow_all(
+            self._consumer.event(None if everything else lambda _, offset: offset in offsets)
+        )
+
+    def link_again(self) -> None:
+        """Link again what is derived from the table, all drained first (EP7)."""
+        self._follow_all(self._consumer.drain_bases((TABLE,)))
+
+    def _follow_all(self, drained: Drained) -> None:
         if drained.drop_all:
             for copy in self.copies.values():
                 copy.invalidate()

@@ -19,6 +19,7 @@ from penumbra.actors.core.order import SWITCHES, Order
 from penumbra.actors.core.races import World
 from penumbra.actors.core.schedules import run_schedule
 from penumbra.actors.core.stepper import Model
+from penumbra.actors.core.topology import Channels
 
 
 class Scene(NamedTuple):
@@ -129,6 +130,14 @@ _ALL: Final = (
         "R keeps y0 for y1",
         right=Order.BELL_FLAG,
     ),
+    Scene(
+        "no_channel_lock",
+        World(stores=("x1", "y1"), capacity=2, n_free=0, monotone=False, channels=Channels.SHARED),
+        "A>=in_use  B*  A*  R*",  # both have found the first slot free
+        "R keeps x0 for x1",
+        forbids="B is blocked at =lock{0}",
+    ),
+    Scene("relink_as_is", World(relinks=True), "A*  R*", "R saw x1, then used x0"),
 )
 
 SCENES: Final[Mapping[str, Scene]] = MappingProxyType({scene.switch: scene for scene in _ALL})

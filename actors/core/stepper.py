@@ -37,6 +37,7 @@ class _Do(IntEnum):
     AND = 5
     LOCK = 6
     UNTIL = 7
+    UNTIL_ANY = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,11 @@ class _Access:
     do: _Do
     at: int = 0
     value: int = 0
+    others: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def alternatives(self) -> tuple[tuple[int, int], ...]:
+        return ((self.at, self.value), *self.others)
 
 
 class _NextStep(BaseException):
@@ -91,10 +97,15 @@ class StepMemory:
         """Wait until a word holds a value."""
         self._step(_Do.UNTIL, at, value)
 
-    def _step(self, do: _Do, at: int, value: int) -> int:
+    def until_any(self, *words: tuple[int, int]) -> int:
+        """Wait until one of several words holds its value; return the first that does."""
+        (at, value), *others = words
+        return self._step(_Do.UNTIL_ANY, at, value, tuple(others))
+
+    def _step(self, do: _Do, at: int, value: int, others: tuple[tuple[int, int], ...] = ()) -> int:
         position = self._position
         if position == len(self._log):
-            raise _NextStep(_Access(do, at, value))
+            raise _NextStep(_Access(do, at, value, others))
         self._position = position + 1
         return self._log[position]
 
@@ -212,6 +223,10 @@ class Machine:
                 return True
             case _Do.UNTIL:
                 return not buffers[p] and self.load(memory, access.at) == access.value
+            case _Do.UNTIL_ANY:
+                return not buffers[p] and any(
+                    self.load(memory, at) == value for at, value in access.alternatives
+                )
             case _Do.LOCK:
                 return not buffers[p] and self.load(memory, access.at) == 0
             case _:
@@ -247,6 +262,9 @@ class Machine:
                 seen = self.load(memory, at)
                 new = {_Do.EXCHANGE: value, _Do.ADD: seen + value, _Do.AND: seen & value}[access.do]
                 memory = self._store(memory, at, new)
+            case _Do.UNTIL_ANY:
+                held = [self.load(memory, at) == value for at, value in access.alternatives]
+                seen = held.index(True)
             case _Do.LOCK:
                 memory = self._store(memory, at, 1)
             case _Do.FENCE | _Do.UNTIL:
@@ -281,7 +299,7 @@ class Machine:
             return "its end"
         if access.do is _Do.FENCE:
             return "fence"
-        writes = access.do not in (_Do.LOAD, _Do.UNTIL)
+        writes = access.do not in (_Do.LOAD, _Do.UNTIL, _Do.UNTIL_ANY)
         return ("=" if writes else "") + self.program.name(access.at)
 
 

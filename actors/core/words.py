@@ -145,6 +145,11 @@ class Layout:
                 stride = 1
         return bell, header, slots, marks, stride, self.capacity
 
+    def occupancy(self, words: Words, producer: int, consumer: int) -> int:
+        """Count the patches that a producer has posted and a consumer has not taken."""
+        *_, marks, stride, capacity = self.channel(producer, consumer)
+        return sum(1 for k in range(capacity) if words[marks + k * stride])
+
     def name(self, at: int) -> str:
         """Name the word at an address: `bell[0>1]` (from 0 to 1), `in_use[0>1:3]` (slot 3)."""
         if at < _FIRST_PENDING:
@@ -165,12 +170,14 @@ class Layout:
         if word < HEADER_WORDS:
             return f"{('lost', 'tail')[word] if word <= TAIL else 'unused'}[{self._pair(pair)}]"
         slot, field = divmod(word - HEADER_WORDS, SLOT_WORDS)
-        field_name = _SLOT_FIELDS[field]
+        return f"{self._field_name(field)}[{self._pair(pair)}:{slot}]"
+
+    def _field_name(self, field: int) -> str:
         if field == BASE and self.in_use is InUse.BASE:
-            field_name = "in_use"
-        elif field == IN_USE and self.in_use is not InUse.FIELD:
-            field_name = "unused"
-        return f"{field_name}[{self._pair(pair)}:{slot}]"
+            return "in_use"
+        if field == IN_USE and self.in_use is not InUse.FIELD:
+            return "unused"
+        return _SLOT_FIELDS[field]
 
     def _pair(self, pair: int) -> str:
         return "{}>{}".format(*divmod(pair, self.n))

@@ -88,7 +88,7 @@ def build_machine(
         bugs=frozenset(machine.guest_bugs),
         swap_pages=machine.disk_mib * MIB >> PAGE_SHIFT,
         user_frames=machine.user_frames,
-        flush=machine.guest_flush,
+        flush=_guest_flush(machine, scheme),
     )
     kernel = Kernel(FORMATS[machine.paging], layout, machine.vcpus, [workload.program], options)
     built = Machine(
@@ -97,6 +97,12 @@ def build_machine(
         place=place(frames_wanted(machine, scheme, kernel)) if place else None,
     )  # fmt: skip
     return built, oracles[0] if oracles else None
+
+
+def _guest_flush(machine: MachineConfig, scheme: Scheme) -> str:
+    """Return how the guest flushes: it announces changes where CPUs can hear of them."""
+    announces = scheme.detect == "announced" and machine.guest_flush == "eager"
+    return "patch" if announces else machine.guest_flush
 
 
 def summarise(machine: Machine, seed: int) -> dict[str, Any]:
@@ -108,6 +114,8 @@ def summarise(machine: Machine, seed: int) -> dict[str, Any]:
             observer.count(producer, "patch_posted", channel["n_posted"])
             observer.count(producer, "patch_coalesced", channel["n_coalesced"])
             observer.count(producer, "overflow", channel["n_overflows"])
+        if machine.matrix.n_locks(producer):
+            observer.count(producer, "patch_lock", machine.matrix.n_locks(producer))
     n = config.vcpus
     exits: dict[str, int] = {}
     for per_vcpu in observer.exits:

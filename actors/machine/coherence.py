@@ -51,7 +51,7 @@ from penumbra.actors.vmm.walk import GuestRegisters, registers_flush
 from penumbra.hw.control import reloads_top
 from penumbra.hw.exits import Done, GeneralProtection, PageFault, TlbMiss
 from penumbra.hw.formats import CR0_PG, CR0_WP, CR4_PGE, CR4_PSE, CR4_SMEP, EFER_NXE, PAGE_SHIFT
-from penumbra.hw.operations import LoadPhysical, Operation, Physical
+from penumbra.hw.operations import LoadPhysical, MappingChanged, Operation, Physical
 
 ProducerRef = ActorRef[ProducerOrder, ProducerReply]
 
@@ -90,6 +90,10 @@ class Coherence(Protocol):
 
     def physical(self, work: Physical) -> int:
         """Do an access to guest-physical memory; return what was there, 0 for a plain store."""
+        ...
+
+    def mapping_changed(self, work: MappingChanged) -> int:
+        """The guest says what its tables map otherwise; return who will follow by itself."""
         ...
 
     def privilege(self, user: bool) -> None:
@@ -173,6 +177,9 @@ class BareHardware:
         assert isinstance(ran.exit, Done)
         return ran.exit.value
 
+    def mapping_changed(self, work: MappingChanged) -> int:
+        return 0
+
     def privilege(self, user: bool) -> None:
         pass
 
@@ -200,6 +207,8 @@ class Monitored:
         control: Control,
         observer: Observer,
         buffers: WriteBuffers,
+        *,
+        shares: bool = False,
     ) -> None:
         self.registers = registers
         self._vcpu = vcpu_id
@@ -209,6 +218,7 @@ class Monitored:
         self._traces = traces
         self._per_privilege = per_privilege
         self._control = control
+        self._shares = shares
         self._observer = observer
         self._buffers = buffers
 
@@ -320,7 +330,8 @@ class Monitored:
         reply = self._ask(ModeLoaded(register, value))
         if isinstance(reply, Refused):
             return GeneralProtection(reply.reason)
-        if self.registers.paging != paged:
+        # Who shares its shadow shares another one in another mode.
+        if self._shares or self.registers.paging != paged:
             return self._load_root(self.registers.cr3)
         if self._per_privilege:  # another mode may have another root
             self._ask(PrivilegeChanged(False))
@@ -332,6 +343,9 @@ class Monitored:
         ran = self._emulate(work, False, 0)
         assert isinstance(ran, Ran) and isinstance(ran.exit, Done)
         return ran.exit.value
+
+    def mapping_changed(self, work: MappingChanged) -> int:
+        return 0
 
     def privilege(self, user: bool) -> None:
         if self._per_privilege:

@@ -42,7 +42,8 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         user_frames: User page frames the guest uses at most, as if its RAM ended there; 0: all.
         guest_flush: How the guest's CPUs come to flush what one of them unmaps: at once by
             interrupt, with all others stopped first, many in one round, or each at its own next
-            CR3 load or timer tick, the frames waiting for it.
+            CR3 load or timer tick, the frames waiting for it; `patch` is the last with word of what
+            to drop, where the scheme carries it, else the first.
         control: How a monitor gets control of the guest kernel's privileged instructions: the
             hardware intercepts them, every one traps, or the kernel runs as translated code.
         cpus: Physical CPUs below the VCPUs of all VMs; 0: one each, and no kernel between.
@@ -74,7 +75,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     disk_mib: int = 0
     disk_latency: int = 2_000
     user_frames: int = 0
-    guest_flush: Literal["eager", "quiesce", "batched", "lazy"] = "eager"
+    guest_flush: Literal["eager", "quiesce", "batched", "lazy", "patch"] = "eager"
     spurious_faults: bool = False
     control: ControlName = "assisted"
     cpus: int = 0

@@ -35,6 +35,7 @@ from penumbra.actors.machine.messages import (
     StartTransfer,
     TakeFinished,
 )
+from penumbra.actors.machine.native_patch import NativePatch
 from penumbra.actors.machine.observer import Observer, Taps
 from penumbra.actors.machine.processes import ProcessLedger
 from penumbra.actors.machine.seat import FixedSeat, Seat
@@ -322,16 +323,17 @@ class Machine:
     ) -> tuple[list[Coherence], list[ProducerRef]]:
         prefix = self._prefix
         if not self.submms:
-            return [BareHardware(i, seat, self.observer) for i, seat in enumerate(seats)], []
-        consumers = [
-            system.spawn(
-                ConsumerActor(
-                    submm, seat, self._tlb_management(submm.vcpu_id, seat), self.observer
-                ),
-                f"{prefix}consumer-{submm.vcpu_id}",
-            )
+            return self._unmonitored(seats), []
+        consumer_actors = [
+            ConsumerActor(submm, seat, self._tlb_management(submm.vcpu_id, seat), self.observer)
             for submm, seat in zip(self.submms, seats, strict=True)
         ]
+        consumers = [
+            system.spawn(one, f"{prefix}consumer-{i}") for i, one in enumerate(consumer_actors)
+        ]
+        if self.scheme.shadow == "shared":
+            for consumer in consumer_actors:
+                consumer.shares_with(consumer_actors)
         producers: list[ProducerRef] = []
         readers = compose_readers(
             self.scheme, self.spec, self.memory, self.traces, [SeatedBuffer(seat) for seat in seats]
@@ -352,10 +354,18 @@ class Machine:
                 Monitored(
                     submm.vcpu_id, submm.registers, producer, consumers, self.traces,
                     self.scheme.shadow == "per-privilege", CONTROLS[self.config.control],
-                    self.observer, buffers,
+                    self.observer, buffers, shares=self.scheme.shadow == "shared",
                 )
             )  # fmt: skip
         return [*self._monitors], producers
+
+    def _unmonitored(self, seats: Sequence[Seat]) -> list[Coherence]:
+        if self.scheme.detect != "announced":
+            return [BareHardware(i, seat, self.observer) for i, seat in enumerate(seats)]
+        return [
+            NativePatch(i, seat, self.observer, self.matrix, self.scheme.options)
+            for i, seat in enumerate(seats)
+        ]
 
     def _buffer_fault(self) -> BufferFault:
         return buffer_fault_named(self.scheme.options.buffer.fault)

@@ -357,6 +357,10 @@ class TablesFreed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=12
     """Another VCPU freed tables this one shares: flush (VTLB Fig. 8, 894)."""
 
 
+class Drain(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13):
+    """Another CPU waits for room in a channel: take what is there now (A40 ¶128)."""
+
+
 class MachineChecked(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=12):
     """The guest's tables name memory the VM does not have (VTLB Fig. 7A, 716)."""
 
@@ -369,6 +373,7 @@ ConsumerOrder: TypeAlias = (
     | TablesFreed
     | PageInvalidated
     | PrivilegeChanged
+    | Drain
     | RootLoaded
     | ModeLoaded
     | FaultDelivered

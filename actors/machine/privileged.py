@@ -44,6 +44,8 @@ class PrivilegedWork:
             return self._load_control(work)
         elif isinstance(work, o.LoadPhysical | o.StorePhysical | o.ExchangePhysical):
             return coherence.physical(work)
+        elif isinstance(work, o.MappingChanged):
+            return coherence.mapping_changed(work)
         elif isinstance(work, o.ReadControl):
             coherence.privileged("read control")
             return self._read_control(work.register)

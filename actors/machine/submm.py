@@ -18,6 +18,7 @@ from penumbra.actors.machine.messages import (
     ConsumerReply,
     DeviceStore,
     DeviceStored,
+    Drain,
     DropTable,
     EmulateStore,
     FaultDelivered,
@@ -86,6 +87,7 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         self._tlb = tlb
         self._observer = observer
         self._vcpu = submm.vcpu_id
+        self._others: list[ConsumerActor] = []
 
     def receive(self, message: ConsumerOrder) -> ConsumerReply:
         if isinstance(message, Repair):
@@ -109,6 +111,8 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         elif isinstance(message, ShootDown):
             self._submm.shoot_down((message.base, message.offset))
             self._observer.note(self._vcpu, EventKind.SHOOTDOWN, 0, message.base, message.offset)
+        elif isinstance(message, Drain):
+            self._submm.event_all()
         elif isinstance(message, RevokeWrite):
             self._submm.revoke_write(message.gfn)
         elif isinstance(message, DropTable):
@@ -161,19 +165,30 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
             self._observer.note(self._vcpu, EventKind.PATCH_APPLIED, 0, n)
         return Followed(n, self._submm.take_remote())
 
+    def shares_with(self, everyone: list[ConsumerActor]) -> None:
+        """These have one shadow: what one of them changes may be cached by each (A40c 62)."""
+        self._others = [one for one in everyone if one is not self]
+
     def _flush(self) -> None:
+        self._flush_own()
+        for other in self._others:
+            if other._flush_own():
+                self._observer.count(self._vcpu, "ipi")
+
+    def _flush_own(self) -> bool:
         """Let the CPU drop what has changed in the shadow, and load what it holds in registers."""
         reload = self._submm.take_reload()
         if reload is not None:
             self._cpu.ask_nowait(LoadRoot(reload))
         flushes = self._submm.take_flushes()
         if not flushes:
-            return
+            return False
         if flushes == [FLUSH_ALL]:
             self._observer.count(self._vcpu, "tlb_flush")
             self._cpu.ask_nowait(Invalidate((), everything=True))
         else:
             self._tlb.changed(flushes)
+        return True
 
 
 class ProducerActor(Actor[ProducerOrder, ProducerReply]):
@@ -274,8 +289,21 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
 
     def _tell(self, keys: list[Key], cause: int) -> None:
         for key, consumers in self._submm.finish_store(keys):  # 844
+            blockers = self._submm.blockers(consumers)
+            if blockers:
+                self._wait_for(blockers)
+                consumers = self._submm.tell(key, consumers)
             self._shoot_down(key, consumers, cause)
         self._submm.end_store(keys)
+
+    def _wait_for(self, consumers: int) -> None:
+        """Let consumers take what is in the channel now: it only makes them more coherent."""
+        for consumer, ref in enumerate(self._consumers):
+            if consumers >> consumer & 1:
+                self._observer.count(self._vcpu, "overflow_wait")
+                if consumer != self._vcpu:
+                    self._observer.count(self._vcpu, "ipi")
+                ref.ask_nowait(Drain())
 
     def _reach(self, gpa: int) -> int:
         hpa = self._memory.hpa(gpa)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from penumbra.actors.core import SWITCHES, Matrix, Order
+from penumbra.actors.core import SWITCHES, Channels, InUse, Matrix, Order, Postpone
 from penumbra.actors.vmm.buffer_faults import BufferFault, buffer_fault_named
 from penumbra.actors.vmm.detect import Detection, MarkForLog, WriteProtect
 from penumbra.actors.vmm.memory import MemoryManagement
@@ -12,6 +12,7 @@ from penumbra.actors.vmm.parts import Shared
 from penumbra.actors.vmm.propagate import ImmediateShootdown, PatchChannels, Propagation
 from penumbra.actors.vmm.schemes import Scheme
 from penumbra.actors.vmm.secondary import SecondaryData
+from penumbra.actors.vmm.shared_shadow import Company
 from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.actors.vmm.vtlb.entries import Entries
@@ -23,14 +24,31 @@ from penumbra.actors.vmm.write_buffer import BufferReader
 from penumbra.hw.formats import FormatSpec
 from penumbra.hw.write_buffer import NO_BUFFER, BufferSpec, StoreLog
 
+_COALESCE = {
+    "update": Order.CORRECT,
+    "void": SWITCHES["void_on_coalesce"].order,
+    "never": SWITCHES["no_coalescing"].order,
+}
 
-def compose_matrix(scheme: Scheme, n: int) -> Matrix:
+
+def compose_matrix(scheme: Scheme, n: int, order: Order = Order.CORRECT) -> Matrix:
     """Return the channels of `n` VCPUs as the scheme's options have them.
 
+    Args:
+        order: Switches beside those the options name.
+
     Raises:
-        ValueError: No such step order.
+        ValueError: No such step order, or no such channels for so many VCPUs.
     """
-    return Matrix(n, scheme.options.capacity, order=order_named(scheme.options.order))
+    options = scheme.options
+    return Matrix(
+        n,
+        options.capacity,
+        order=order | order_named(options.order) | _COALESCE[options.coalesce],
+        channels=Channels(options.channels),
+        in_use=InUse[options.in_use.upper()],
+        postpone=Postpone.IN_STORE if options.postpone == "store" else Postpone.IN_CHANNEL,
+    )
 
 
 def compose_traces(scheme: Scheme, matrix: Matrix) -> WriteTraces:
@@ -81,6 +99,7 @@ def compose_sub_vmms(
     if scheme.shadow == "per-privilege":
         return list(compose_virtual_tlbs(scheme, spec, memory, matrix.n))
     shared = Shared(spec, scheme, memory, matrix, traces, _propagation(scheme, matrix))
+    shared.company = Company() if scheme.shadow == "shared" else None
     return [SubVmm(i, shared) for i in range(matrix.n)]
 
 
@@ -127,4 +146,8 @@ def _detection(scheme: Scheme) -> Detection:
 
 
 def _propagation(scheme: Scheme, matrix: Matrix) -> Propagation:
-    return PatchChannels(matrix) if scheme.propagate == "patch" else ImmediateShootdown()
+    return (
+        PatchChannels(matrix, scheme.options)
+        if scheme.propagate == "patch"
+        else ImmediateShootdown()
+    )

@@ -125,7 +125,7 @@ class Filler:
             for step in in_tables:
                 index = self._parts.index(step.gpa)
                 fresh |= not traces.consumers(step.gfn, index) >> self._vcpu_id & 1
-                traces.register(step.gfn, index, self._vcpu_id)
+                self._parts.register(step.gfn, index)
             if not fresh:
                 return steps
             # Registered after the read: read again, or a change in between would be missed (EP4).
@@ -175,8 +175,8 @@ class Filler:
                 bases |= {table << PAGE_SHIFT for table in _tables_below(child)}
             page = child
         if bases:
-            propagation = self._shared.propagation
-            self._follower.follow(propagation.drain(self._vcpu_id, lambda base, _: base in bases))
+            drained = self._shared.propagation.drain_bases(self._vcpu_id, bases)
+            self._follower.follow(drained)
 
     def _fragment(
         self, page: ShadowPage, index: int, leaf: Step, gva: int

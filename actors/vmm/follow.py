@@ -37,13 +37,13 @@ class Follower:
         self._shared.propagation.settle(self._vcpu_id)
 
     def drop_shadows(self) -> None:
-        """Empty every shadow page and keep only the root's, which the CPU points at."""
-        root = self._space.root
+        """Empty every shadow page and keep only roots, which CPUs point at."""
+        roots = self._space.roots()
         for page in self._space.all_pages():
             for index in [*page.live, *page.children]:
                 self._space.clear(page, index)
         for page in self._space.all_pages():
-            if page is not root:
+            if page not in roots:
                 self._space.drop(page)
         self._space.flushes.append(FLUSH_ALL)
 
@@ -93,7 +93,7 @@ class Follower:
                     target = self._memory.guest_of.get(
                         (value & self._spec.frame_mask) >> PAGE_SHIFT, target
                     )
-            else:
+            elif self._shared.scheme.options.stale == "derive":
                 value = derive_leaf(
                     self._spec, entry, target, self._memory, self._traces, self._registers
                 )

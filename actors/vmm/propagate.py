@@ -2,18 +2,20 @@
 
 Each policy answers the same calls. `tell` returns the consumers that are owed a shootdown now:
 all of them under the immediate policy (A40 ¶91), those whose channel is full under the patch
-matrix (Fig. 11, 844).
+matrix (Fig. 11, 844), nobody where a full channel is met otherwise (¶128).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Protocol
 
 from penumbra.actors.core import Covers, Drained, Matrix, Patch
+from penumbra.actors.vmm.schemes import SchemeOptions
 
 Key = tuple[int, int]
 _NOTHING = Drained([])
+_DEFAULTS = SchemeOptions()
 
 
 class Propagation(Protocol):
@@ -42,8 +44,16 @@ class Propagation(Protocol):
         """Take the patches a coherency event makes relevant; None covers everything."""
         ...
 
+    def blockers(self, producer: int, consumers: int) -> int:
+        """Return who must drain before `tell` has room for these again; 0 = do not wait."""
+        ...
+
     def drain_base(self, consumer: int, base: int) -> Drained:
-        """Take the patches for one guest table, before its shadow is linked again (EP7)."""
+        """Take the patches for one guest table, because its shadows are to go."""
+        ...
+
+    def drain_bases(self, consumer: int, bases: Container[int]) -> Drained:
+        """Take the patches for guest tables whose shadows are to be linked again (EP7)."""
         ...
 
     def usable(self, consumer: int, patch: Patch, current: int, mask: int) -> bool:
@@ -77,7 +87,13 @@ class ImmediateShootdown:
     def drain(self, consumer: int, covers: Covers | None) -> Drained:
         return _NOTHING
 
+    def blockers(self, producer: int, consumers: int) -> int:
+        return 0
+
     def drain_base(self, consumer: int, base: int) -> Drained:
+        return _NOTHING
+
+    def drain_bases(self, consumer: int, bases: Container[int]) -> Drained:
         return _NOTHING
 
     def usable(self, consumer: int, patch: Patch, current: int, mask: int) -> bool:
@@ -88,9 +104,12 @@ class ImmediateShootdown:
 
 
 class PatchChannels:
-    """The patch channel matrix: one bounded channel per producer and consumer."""
+    """The patch channels: bounded, filled at each traced store and read at coherency events."""
 
-    def __init__(self, matrix: Matrix) -> None:
+    def __init__(self, matrix: Matrix, options: SchemeOptions = _DEFAULTS) -> None:
+        self._derived = options.derived
+        self._overflow = options.overflow
+        self._postpones = options.postpone != "never"
         self._producers = [matrix.producer(i) for i in range(matrix.n)]
         self._consumers = [matrix.consumer(i) for i in range(matrix.n)]
 
@@ -100,7 +119,18 @@ class PatchChannels:
     def tell(
         self, producer: int, key: Key, consumers: int, derived: int | None, source: int
     ) -> int:
-        return self._producers[producer].post_all(consumers, key[0], key[1], derived, source)
+        unit = self._producers[producer]
+        value = derived if self._derived else None
+        full = unit.post_all(consumers, key[0], key[1], value, source)
+        if full and self._overflow == "lost":
+            for consumer in range(len(self._consumers)):
+                if full >> consumer & 1:
+                    unit.lose(consumer)
+            return 0
+        return full
+
+    def blockers(self, producer: int, consumers: int) -> int:
+        return self._producers[producer].blockers(consumers) if self._overflow == "wait" else 0
 
     def stored(self, producer: int) -> None:
         self._producers[producer].stored()
@@ -115,10 +145,13 @@ class PatchChannels:
         return 0
 
     def drain(self, consumer: int, covers: Covers | None) -> Drained:
-        return self._consumers[consumer].event(covers)
+        return self._consumers[consumer].event(covers if self._postpones else None)  # 868
 
     def drain_base(self, consumer: int, base: int) -> Drained:
         return self._consumers[consumer].drain_base(base)
+
+    def drain_bases(self, consumer: int, bases: Container[int]) -> Drained:
+        return self._consumers[consumer].drain_bases(bases)
 
     def usable(self, consumer: int, patch: Patch, current: int, mask: int) -> bool:
         return self._consumers[consumer].usable(patch, current, mask)

@@ -1,8 +1,9 @@
 """A coherence scheme is a value: four policies and their options.
 
-*Detect*: how the monitor learns that a guest page table changed. *Propagate*: how the other CPUs'
-sub-VMMs learn it. *Apply*: what becomes of the derived entry. *Shadow*: whose derived tables there
-are. `native` has the same shape with all of them empty. Adding a scheme touches no driver.
+*Detect*: how a change of a guest page table is learnt: by a write trace, or because the guest says
+so. *Propagate*: how the other CPUs' sub-VMMs learn it. *Apply*: what becomes of the derived entry.
+*Shadow*: whose derived tables there are. `native` has the same shape with all of them empty. Adding
+a scheme touches no driver.
 """
 
 from __future__ import annotations
@@ -14,10 +15,16 @@ import msgspec
 from penumbra.actors.vmm.buffer_faults import buffer_fault_named
 from penumbra.actors.vmm.vtlb.errata import unknown
 
-Detect = Literal["none", "write-trace", "write-buffer"]
+Detect = Literal["none", "write-trace", "write-buffer", "announced"]
 Propagate = Literal["none", "shootdown", "patch"]
 Apply = Literal["none", "update", "invalidate"]
-Shadow = Literal["none", "per-cpu", "per-privilege"]
+Shadow = Literal["none", "per-cpu", "shared", "per-privilege"]
+ChannelKind = Literal["pair", "pair-locked", "shared", "per-producer", "per-consumer"]
+InUseForm = Literal["field", "base", "outside"]
+Coalesce = Literal["update", "void", "never"]
+Postponed = Literal["leave", "store", "never"]
+Overflow = Literal["shootdown", "lost", "wait"]
+Stale = Literal["derive", "invalidate"]
 
 
 class WriteBufferOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -49,6 +56,20 @@ class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         flood: Traced stores to one guest table without a fill through it, after which its trace and
             its shadows are dropped; 0 never.
         order: Name of the patch channel's step order (`penumbra list faults`).
+        channels: Who shares a patch channel, with or without a lock (A40 ¶58, ¶127).
+        in_use: Where a patch of a `pair` channel says that it is in use: in a field of its own, in
+            its base (stored last; 842 is then part of 840), or outside the channel (¶101).
+        derived: Whether a patch carries a derived value (394D, ¶99).
+        coalesce: What 837 does to a patch that waits for the same entry: update its derived value,
+            void it, or nothing, since 836 is left out.
+        postpone: What becomes of a patch that an event does not cover (868): left in its channel,
+            its key moved to a private store (870), or never postponed, for 868 and 870 are left
+            out.
+        stale: What `update` does with a patch whose derived value is not valid any more: derive
+            again from the entry (A40c 51), or invalidate (A40c 50).
+        overflow: What a full channel costs: a shootdown of the entry (844), a mark that makes its
+            consumer drop everything at its next event, or a wait until the consumers have taken
+            what is in the channel (¶128).
         buffer: The guest write buffers, where `detect` is "write-buffer".
         fill: Virtual TLB: filled by faults alone, or all anew at each event (VTLB Figs 10A, 10B).
         drop: Virtual TLB: what INVLPG drops, entries tied to the address or all (VTLBc 5, 6).
@@ -65,6 +86,13 @@ class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     shadow_pages: int = 1024
     flood: int = 0
     order: str = "correct"
+    channels: ChannelKind = "pair"
+    in_use: InUseForm = "field"
+    derived: bool = True
+    coalesce: Coalesce = "update"
+    postpone: Postponed = "leave"
+    stale: Stale = "derive"
+    overflow: Overflow = "shootdown"
     buffer: WriteBufferOptions = WriteBufferOptions()
     fill: Literal["lazy", "eager"] = "lazy"
     drop: Literal["tied", "all"] = "tied"
@@ -90,6 +118,14 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Say in one line why this composition cannot run, or None."""
         if not 1 <= self.options.capacity <= 1 << 16:
             return f"scheme {self.name!r}: options.capacity must be 1 .. 65536"
+        if self.options.channels != "pair" and self.options.in_use != "field":
+            return f"scheme {self.name!r}: options.in_use is a choice of 'pair' channels alone"
+        if self.detect == "announced":
+            if (self.propagate, self.apply, self.shadow) != ("patch", "invalidate", "none"):
+                return f"scheme {self.name!r}: what is announced is patched into TLBs, no shadow"
+            if self.options.overflow == "wait":
+                return f"scheme {self.name!r}: without a monitor nobody can be waited for"
+            return None
         if self.shadow == "none":
             if (self.detect, self.propagate, self.apply) != ("none", "none", "none"):
                 return f"scheme {self.name!r}: without a shadow the other policies must be 'none'"
@@ -110,7 +146,7 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def paging_problem(self, paging: str) -> str | None:
         """Say in one line why this composition cannot run guests of a paging format, or None."""
-        if self.shadow == "per-privilege" and paging == "pae":
+        if self.shadow in ("per-privilege", "shared") and paging == "pae":
             return f"scheme {self.name!r} has no form for machine.paging {paging!r}"
         return None
 
@@ -147,6 +183,26 @@ PATCH = Scheme(
     shadow="per-cpu",
     about="traced stores are posted to patch channels, applied at coherency events (A40 Figs 8-12)",
 )
+NATIVE_PATCH = Scheme(
+    name="native-patch",
+    detect="announced",
+    propagate="patch",
+    apply="invalidate",
+    options=SchemeOptions(overflow="lost"),
+    about="no monitor: the OS posts what it unmaps, each CPU drops it at its own event (A40 ¶59)",
+)
+PATCH_LOCKED = msgspec.structs.replace(
+    PATCH,
+    name="patch-locked",
+    options=SchemeOptions(channels="pair-locked"),
+    about="the same with a lock for each channel (A40 ¶58, ¶120)",
+)
+PATCH_SHARED = msgspec.structs.replace(
+    PATCH,
+    name="patch-shared",
+    options=SchemeOptions(channels="shared", capacity=256),
+    about="one channel with a lock for all producers and consumers (A40 ¶127)",
+)
 WRITE_BUFFER = Scheme(
     name="write-buffer",
     detect="write-buffer",
@@ -155,7 +211,6 @@ WRITE_BUFFER = Scheme(
     shadow="per-cpu",
     about="the hardware logs stores to guest tables; events read every CPU's log (GWB)",
 )
-
 VTLB = Scheme(
     name="vtlb",
     apply="invalidate",
@@ -179,5 +234,16 @@ VTLB_SMP = Scheme(
 
 PRESETS = {
     scheme.name: scheme
-    for scheme in (NATIVE, SHOOTDOWN, PATCH, VTLB, VTLB_EAGER, VTLB_SMP, WRITE_BUFFER)
+    for scheme in (
+        NATIVE,
+        NATIVE_PATCH,
+        SHOOTDOWN,
+        PATCH,
+        PATCH_LOCKED,
+        PATCH_SHARED,
+        VTLB,
+        VTLB_EAGER,
+        VTLB_SMP,
+        WRITE_BUFFER,
+    )
 }

@@ -44,6 +44,14 @@ class SecondaryData(Protocol):
         """The store is visible: tell the consumers; return who is owed a shootdown of what."""
         ...
 
+    def tell(self, key: Key, consumers: int) -> int:
+        """Tell consumers of one entry again; return the bit set of those still owed."""
+        ...
+
+    def blockers(self, consumers: int) -> int:
+        """Return who must drain before these have room again; 0 = they are shot down."""
+        ...
+
     def end_store(self, keys: list[Key]) -> None:
         """All told and acknowledged."""
 
@@ -52,6 +60,9 @@ class SecondaryData(Protocol):
         ...
 
     # ---- coherency events of this VCPU (Fig. 12; VTLB Fig. 5) --------------------------------
+
+    def event_all(self) -> None:
+        """Bring everything up to date."""
 
     def event_invlpg(self, gva: int) -> None:
         """Bring up to date what INVLPG covers."""

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penumbra.actors.vmm.memory import MemoryManagement
+from penumbra.actors.vmm.walk import GuestRegisters
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, A, D, FormatSpec, P, W
 
 Role: TypeAlias = tuple[int, int, int]  # guest table gfn, level, fragment (-1: not one)
@@ -80,6 +81,20 @@ class ShadowSpace:
         self._reload = False
         self.n_dropped = 0
 
+    # ---- who shares it --------------------------------------------------------------------------
+
+    def enter(self, registers: GuestRegisters) -> bool:
+        """Use the tables of a VCPU's present mode; tell whether others have made some of them."""
+        return False
+
+    def roots(self) -> set[ShadowPage]:
+        """Return the pages that a CPU's CR3 points at."""
+        return {self.root} if self.root else set()
+
+    def derives_elsewhere(self, gfn: int, index: int) -> bool:
+        """Tell whether tables that are not in use here derive from a guest entry."""
+        return False
+
     # ---- pages ----------------------------------------------------------------------------------
 
     def find(self, role: Role) -> ShadowPage | None:
@@ -116,7 +131,7 @@ class ShadowSpace:
     def _in_use(self) -> set[ShadowPage]:
         """Pages a fill under way may hold: the root and the most recently used per level."""
         recent = list(self._pages.values())[-2 * len(self._spec.levels) :]
-        return {*recent, *([self.root] if self.root else [])}
+        return {*recent, *self.roots()}
 
     def drop(self, page: ShadowPage) -> None:
         """Unlink and free a shadow page; the CPU must flush before the frame is walked again."""

@@ -84,20 +84,25 @@ class SubVmm:
             return owed
         self.shared.propagation.stored(self.vcpu_id)
         for key in keys:
-            base, offset = key
-            gfn, index = base >> PAGE_SHIFT, offset // self._spec.entry_bytes
+            gfn, index = key[0] >> PAGE_SHIFT, key[1] // self._spec.entry_bytes
             consumers = self._traces.consumers(gfn, index)  # 832
             if self.shared.scheme.options.tell_all:
                 consumers = (1 << self.shared.matrix.n) - 1
             if consumers:
-                source = self._memory.load(base | offset, self._spec.entry_bytes)
-                derived = self._derive_for_others(gfn, source)
-                full = self.shared.propagation.tell(
-                    self.vcpu_id, key, consumers, derived, source & ~A
-                )
+                full = self.tell(key, consumers)
                 if full:
                     owed.append((key, full))
         return owed
+
+    def tell(self, key: Key, consumers: int) -> int:
+        """Tell consumers of one changed entry (836-842); return the bit set of those still owed."""
+        source = self._memory.load(key[0] | key[1], self._spec.entry_bytes)
+        derived = self._derive_for_others(key[0] >> PAGE_SHIFT, source)
+        return self.shared.propagation.tell(self.vcpu_id, key, consumers, derived, source & ~A)
+
+    def blockers(self, consumers: int) -> int:
+        """Return who must drain before these have room again; 0 = they are shot down (844)."""
+        return self.shared.propagation.blockers(self.vcpu_id, consumers)
 
     def end_store(self, keys: list[Key]) -> None:
         """All told and acknowledged (P9)."""
@@ -162,6 +167,8 @@ class SubVmm:
         if paging and gfn not in self._traces:
             return PlaceTraces((gfn,))
         self.event_all()
+        if self.space.enter(self.registers):
+            self._follower.drop_shadows()
         self.registers.cr3 = cr3
         role = (gfn, self._spec.top, NO_FRAGMENT)
         self.space.root = self.space.find(role) or self.space.create(role)
@@ -239,6 +246,7 @@ class SubVmm:
         """Forget everything derived from a guest table; its queued patches mean nothing then."""
         if self.shared.propagation.drain_base(self.vcpu_id, gfn << PAGE_SHIFT).drop_all:
             self._follower.drop_shadows()
+        self.shared.propagation.settle(self.vcpu_id)
         for page in self.space.of_table(gfn):
             if page in self.space.of_table(gfn):  # fragments go with their large page
                 self.space.drop(page)

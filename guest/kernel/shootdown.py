@@ -8,7 +8,7 @@ the interrupt, flushes its own TLB meanwhile, and spins with interrupts enabled 
 set: so two CPUs that want to shoot at each other both get through. Only CPUs that may have the
 address space loaded are asked; an idle CPU has the kernel's root loaded and is never asked.
 
-Four ways (`FLUSHES`), each right when the call that changed a mapping returns:
+Five ways (`FLUSHES`), each right when the call that changed a mapping returns:
 
 eager     as above, one round for each call
 quiesce   every other CPU is stopped in its handler before the first entry changes, and flushes
@@ -20,6 +20,9 @@ lazy      unmapping asks nobody: each CPU flushes at its own next CR3 load or ti
           whoever wants to, or finds memory short, flushes eagerly first. Taking rights away,
           moving, sharing and changing the size of pages are eager: there the old mapping must not
           be used when the call returns
+patch     as lazy, but the others are told which pages to drop, by a `MappingChanged` that whatever
+          drives the CPUs carries to them; a CPU follows with an INVLPG of any page. Those it does
+          not reach are interrupted; where it reaches nobody this is eager
 
 INVLPG of any address also drops the paging-structure caches, and so does a CR3 load: after a flush
 no CPU can still walk a table that was unlinked before it.
@@ -42,6 +45,7 @@ from penumbra.hw.operations import (
     Invlpg,
     Load,
     LoadControl,
+    MappingChanged,
     SendIpi,
     SetInterrupts,
     SpinUntil,
@@ -52,7 +56,7 @@ _ACK_WORDS = MAX_VCPUS // 8
 _STOPPED, _FLUSHED = 1, 2
 _NOTHING = 1 << 63
 _EVERYTHING = 0
-FLUSHES = ("eager", "quiesce", "batched", "lazy")
+FLUSHES = ("eager", "quiesce", "batched", "lazy", "patch")
 
 
 @dataclass(eq=False, slots=True)
@@ -74,7 +78,7 @@ class Shootdown:
     Attributes:
         flush_limit: Ranges of more pages are flushed by a CR3 load.
         n_requests: Shootdowns that had to ask another CPU: rounds of interrupts.
-        n_deferred: Unmappings that asked nobody (lazy).
+        n_deferred: Unmappings that waited for nobody (lazy, patch).
     """
 
     def __init__(
@@ -234,15 +238,22 @@ class Shootdown:
         If not the caller has to flush and to give the frames away.
         """
         targets = space.cpus & ~cpu.bit
-        if self._way != "lazy" or not targets or self._bugs:
+        if self._way not in ("lazy", "patch") or not targets or self._bugs:
             return False
+        waited = targets
+        if self._way == "patch":
+            gva = first << PAGE_SHIFT
+            waited &= await MappingChanged(targets, space.root_gpa, gva, n_pages)
+            if not waited:
+                return False
+        # Noted after the others were told: what is paid before was flushed before.
         self.n_deferred += 1
-        self._debts.append(_Debt(space, first, first + n_pages, targets, gfns))
-        await self._flush_own(
-            cpu,
-            space,
-            first << PAGE_SHIFT | n_pages if n_pages <= self.flush_limit else _EVERYTHING,
-        )
+        self._debts.append(_Debt(space, first, first + n_pages, waited, gfns))
+        request = first << PAGE_SHIFT | n_pages if n_pages <= self.flush_limit else _EVERYTHING
+        if targets != waited:
+            await self._ask(cpu, space, request, targets & ~waited)
+        else:
+            await self._flush_own(cpu, space, request)
         return True
 
     def flushed(self, cpu: Cpu) -> None:
@@ -253,9 +264,19 @@ class Shootdown:
 
     async def tick(self, cpu: Cpu) -> None:
         """At a timer tick, flush if somebody waits for this CPU."""
-        if any(debt.cpus & cpu.bit for debt in self._debts):
+        owed = [debt for debt in self._debts if debt.cpus & cpu.bit]
+        if not owed:
+            return
+        if self._way != "patch":
             await self._invalidate(cpu, _EVERYTHING)
             self.flushed(cpu)
+            return
+        # Any page: what this CPU was told before is dropped with it, but not what it is told while
+        # the instruction retires; so only the debts of before are paid.
+        await Invlpg(self._lock)
+        for debt in owed:
+            debt.cpus &= ~cpu.bit
+        self._give_paid()
 
     async def settle(self, cpu: Cpu, space: AddressSpace, first: int, n_pages: int) -> None:
         """Flush eagerly what is owed of these pages: they are to be mapped anew."""

@@ -82,6 +82,7 @@ class Vcpu:
     timer: int = 0
     finished: list[int] = field(default_factory=list)  # tickets of transfers
     waiting: list[tuple[int, int]] = field(default_factory=list)  # (due, vector)
+    told: list[op.MappingChanged] = field(default_factory=list)
     tlb: dict[int, Translation] = field(default_factory=dict)
     large: dict[int, Translation] = field(default_factory=dict)
     paging_structures: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -128,6 +129,7 @@ class FlatMachine:
         self.disk_latency = 150
         self.transfers: list[tuple[int, int, Vcpu, op.StartDma]] = []
         self.n_transfers = 0
+        self.carries = False  # does `MappingChanged` reach the other CPUs?
         self.marks: list[op.Mark] = []
         self.stale: list[str] = []
         self.auditing = sticky
@@ -432,12 +434,30 @@ class FlatMachine:
         vcpu.operation = None
         return True
 
+    def _tell(self, change: op.MappingChanged) -> int:
+        """Tell every CPU named, if anybody is told at all."""
+        if not self.carries:
+            return 0
+        for vcpu in self.vcpus:
+            if change.cpus >> vcpu.vcpu_id & 1:
+                vcpu.told.append(change)
+        return change.cpus
+
+    def _follow(self, vcpu: Vcpu) -> None:
+        for change in vcpu.told:
+            for vpn in range(change.gva >> 12, (change.gva >> 12) + change.n_pages):
+                if change.root == vcpu.cr3:
+                    vcpu.tlb.pop(vpn, None)
+        vcpu.told.clear()
+
     def _execute_system(self, vcpu: Vcpu, operation: Operation) -> None:
         match operation:
             case op.Invlpg(gva):
+                self._follow(vcpu)
                 self._forget(vcpu, gva >> 12)
                 vcpu.paging_structures.clear()
             case op.LoadControl(3, value):
+                self._follow(vcpu)
                 self._load_root(vcpu, value)
             case op.SetInterrupts(enabled):
                 vcpu.result = int(vcpu.interrupts)
@@ -457,6 +477,8 @@ class FlatMachine:
                 vcpu.result = self.n_transfers
             case op.FinishedDma():
                 vcpu.result = vcpu.finished.pop(0) if vcpu.finished else 0
+            case op.MappingChanged():
+                vcpu.result = self._tell(operation)
             case op.Mark():
                 self.marks.append(operation)
             case _:

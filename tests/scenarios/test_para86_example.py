@@ -13,8 +13,11 @@ from penumbra.hw.formats import IA32, PAE, X86_64, FormatSpec
 from tests.actors.vmm.bench import USED, Bench, patch, shootdown
 
 every_format = pytest.mark.parametrize("spec", [IA32, PAE, X86_64], ids=lambda spec: spec.name)
+KINDS = ["pair-locked", "shared", "per-producer", "per-consumer"]
 patch_schemes = pytest.mark.parametrize(
-    "scheme", [patch(), patch("invalidate"), patch(capacity=1)], ids=["update", "invalidate", "one"]
+    "scheme",
+    [patch(), patch("invalidate"), patch(capacity=1), *(patch(channels=kind) for kind in KINDS)],
+    ids=["update", "invalidate", "one", *KINDS],
 )
 
 A, B, C, D = range(4)
@@ -111,7 +114,7 @@ def test_a_bystander_changes_a_table_it_does_not_use(spec: FormatSpec, scheme: S
 
 @every_format
 @patch_schemes
-@pytest.mark.shows("P12", "A40c 48", "A40c 53", "A40c 60")
+@pytest.mark.shows("P12", "A40c 48", "A40c 53", "A40c 60", "A40c 63", "A40c 69")
 def test_claim_48_two_entries_two_channels_two_events(spec: FormatSpec, scheme: Scheme) -> None:
     example = Example(spec, scheme)
     bench, matrix = example.bench, example.bench.matrix
@@ -132,7 +135,7 @@ def test_claim_48_two_entries_two_channels_two_events(spec: FormatSpec, scheme: 
 
 @every_format
 @patch_schemes
-@pytest.mark.shows("P12", "A40c 54", "A40c 61")
+@pytest.mark.shows("P12", "A40c 54", "A40c 61", "A40c 67", "A40c 73")
 def test_claim_61_one_entry_is_both_the_first_and_the_second(
     spec: FormatSpec, scheme: Scheme
 ) -> None:

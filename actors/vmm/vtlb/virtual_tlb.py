@@ -191,6 +191,10 @@ class VirtualTlb:
         self._reader.mark(reading, kind, 0)
         return (reading.gfn << PAGE_SHIFT) | (gva & (PAGE_BYTES - 1))
 
+    def event_all(self) -> None:
+        """Bring everything up to date: drop it."""
+        self.state.empty()
+
     def event_invlpg(self, gva: int) -> None:
         """INVLPG (method 880)."""
         self.handle(PageInvalidated(gva))
@@ -233,6 +237,14 @@ class VirtualTlb:
     def finish_store(self, keys: list[Key]) -> Owed:
         """Nobody is told."""
         return []
+
+    def tell(self, key: Key, consumers: int) -> int:
+        """There are no channels to tell anybody by."""
+        return 0
+
+    def blockers(self, consumers: int) -> int:
+        """Nobody waits for room in a channel."""
+        return 0
 
     def end_store(self, keys: list[Key]) -> None:
         pass

@@ -117,7 +117,8 @@ def test_a_broken_protocol_is_found_and_explained(penumbra: Penumbra) -> None:
 
 
 def test_schemes_are_compared_side_by_side(penumbra: Penumbra) -> None:
-    code, out, err = penumbra("compare", "fork-storm", *TINY, "--jobs", "1")
+    three = "native,shootdown,patch"
+    code, out, err = penumbra("compare", "fork-storm", *TINY, "--jobs", "1", "--schemes", three)
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[4 : 4 + len(PRESETS)]] == list(PRESETS)

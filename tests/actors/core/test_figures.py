@@ -64,7 +64,9 @@ def in_channel(in_use: InUse) -> list[str]:
     return [*(names[1:] if in_use is InUse.BASE else names), "in_use[0>2:0]"]
 
 
-@pytest.mark.shows("P3", "P12", "A40 831", "A40 834", "A40 838", "A40 840", "A40 842", "A40 848")
+@pytest.mark.shows(
+    "P3", "P12", "Fig 11 831", "Fig 11 834", "Fig 11 838", "Fig 11 840", "Fig 11 842", "Fig 11 848"
+)
 def test_figure_11_pending_first_then_whole_patches_in_use_last_then_the_bells() -> None:
     journal = Journal(Layout(4, 2))
     matrix = Matrix(4, 2, journal)
@@ -94,7 +96,7 @@ def test_a_patch_is_marked_in_use_after_the_rest_of_it_is_written(in_use: InUse)
     )
 
 
-@pytest.mark.shows("P3", "A40 832", "A40c 48")
+@pytest.mark.shows("P3", "Fig 11 832", "A40c 48")
 def test_only_the_consumers_of_the_trace_get_a_patch() -> None:
     matrix = Matrix(4)
     assert store_and_post(matrix.producer(A), 1 << A | 1 << C) == 0
@@ -102,14 +104,14 @@ def test_only_the_consumers_of_the_trace_get_a_patch() -> None:
     assert occupied == [(A, A), (A, C)]
 
 
-@pytest.mark.shows("P3", "A40 832")
+@pytest.mark.shows("P3", "Fig 11 832")
 def test_without_832_every_consumer_is_told() -> None:
     matrix = Matrix(4)
     store_and_post(matrix.producer(B), 0b1111)
     assert [matrix.occupancy(B, consumer) for consumer in range(4)] == [1, 1, 1, 1]
 
 
-@pytest.mark.shows("P3", "A40 836", "A40 837")
+@pytest.mark.shows("P3", "Fig 11 836", "Fig 11 837")
 def test_a_second_change_of_an_entry_coalesces_and_only_the_newest_is_processed() -> None:
     matrix = Matrix(4)
     producer = matrix.producer(A)
@@ -120,7 +122,7 @@ def test_a_second_change_of_an_entry_coalesces_and_only_the_newest_is_processed(
     assert patch == Patch(*ENTRY, FOURTH_PPN, FOURTH_GPPN, matrix.count, A, 0)
 
 
-@pytest.mark.shows("A40 837")
+@pytest.mark.shows("Fig 11 837")
 def test_a_second_change_without_derived_value_voids_the_first_one() -> None:
     matrix = Matrix(4)
     store_and_post(matrix.producer(A), 1 << C, FOURTH_PPN)
@@ -131,7 +133,7 @@ def test_a_second_change_without_derived_value_voids_the_first_one() -> None:
     assert not consumer.usable(patch, FOURTH_GPPN)
 
 
-@pytest.mark.shows("P3", "P10", "A40 844")
+@pytest.mark.shows("P3", "P10", "Fig 11 844")
 def test_a_full_channel_writes_nothing_and_the_caller_owes_a_shootdown() -> None:
     journal = Journal(Layout(2, 1))
     matrix = Matrix(2, 1, journal)
@@ -146,7 +148,9 @@ def test_a_full_channel_writes_nothing_and_the_caller_owes_a_shootdown() -> None
     producer.end()
 
 
-@pytest.mark.shows("P4", "P12", "A40 862", "A40 864", "A40 866", "A40 878", "A40 880")
+@pytest.mark.shows(
+    "P4", "P12", "Fig 12 860", "Fig 12 862", "Fig 12 864", "Fig 12 866", "Fig 12 878", "Fig 12 880"
+)
 def test_figure_12_pending_rows_bells_then_copy_and_free() -> None:
     journal = Journal(Layout(4, 2))
     matrix = Matrix(4, 2, journal)
@@ -170,7 +174,7 @@ def test_figure_12_pending_rows_bells_then_copy_and_free() -> None:
     assert matrix.occupancy(A, A) == 1, "VCPU A has had no event: it stays incoherent (¶122)"
 
 
-@pytest.mark.shows("P4", "A40 868")
+@pytest.mark.shows("P4", "Fig 12 868")
 def test_an_event_that_does_not_cover_a_patch_leaves_it_in_its_channel_until_one_does() -> None:
     matrix = Matrix(4)
     store_and_post(matrix.producer(A), 1 << C, FOURTH_PPN)
@@ -182,7 +186,7 @@ def test_an_event_that_does_not_cover_a_patch_leaves_it_in_its_channel_until_one
     assert consumer.is_empty
 
 
-@pytest.mark.shows("P9", "A40 394E", "A40c 49", "A40c 50", "A40c 51", "A40c 64", "A40c 70")
+@pytest.mark.shows("P9", "Fig 9 394E", "A40c 49", "A40c 50", "A40c 51", "A40c 64", "A40c 70")
 def test_a_derived_value_is_usable_while_count_and_source_stand() -> None:
     matrix = Matrix(4)
     consumer: Consumer = matrix.consumer(C)
@@ -200,7 +204,7 @@ def test_a_derived_value_is_usable_while_count_and_source_stand() -> None:
     assert not consumer.usable(patch, FOURTH_GPPN)
 
 
-@pytest.mark.shows("P2", "A40 397")
+@pytest.mark.shows("P2", "Fig 10 397")
 def test_figure_10_has_a_channel_for_each_pair_and_each_a_place_of_its_own() -> None:
     matrix = Matrix(4)
     pairs = [pair for row in matrix.channels() for pair in row]

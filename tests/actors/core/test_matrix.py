@@ -195,7 +195,7 @@ def test_the_peak_is_the_most_that_ever_waited() -> None:
     assert matrix.statistics(0, 0).peak == 5
 
 
-@pytest.mark.shows("P4", "A40 870")
+@pytest.mark.shows("P4", "Fig 12 870")
 def test_a_postponed_key_frees_its_slot_and_comes_back_without_derived_value() -> None:
     matrix = Matrix(1, 1, postpone=Postpone.IN_STORE)
     consumer = matrix.consumer(0)

@@ -46,7 +46,7 @@ def test_words_that_are_too_few_or_none_are_refused() -> None:
 
 @ordered
 @pytest.mark.parametrize("order", [UNFENCED, FENCED], ids=["unfenced", "fenced"])
-@pytest.mark.shows("P7")
+@pytest.mark.shows("P7", "A40c 57", "A40c 58", "A40c 59")
 def test_two_matrices_over_the_same_words_are_one(order: Order) -> None:
     layout = Matrix(2, 4).layout
     ours = SharedWords.create(layout.n_words)

@@ -255,3 +255,22 @@ def test_an_unmarked_channel_loses_the_patch_that_an_event_left(tmp_path: Path) 
     assert explore(test, "patch").passed
     broken = scheme_with("patch", order="left_unmarked")
     assert list(explore(test, broken, check=False).wrong) == [(OTHER, OTHER)]
+
+
+@pytest.mark.shows("C2", "EP7", "P4")
+def test_EP7_a_table_linked_again_as_it_was_shows_what_two_flushes_have_ended(
+    tmp_path: Path,
+) -> None:
+    said = document(
+        [read(PAGE_ONE, "a"), set_entry(PDE, "0x0"), invlpg(PAGE_TWO),
+         set_entry(PTE_ONE, "0x12067"), invlpg(PAGE_ONE), set_entry(PDE, "0x2027"),
+         read(PAGE_TWO, "b"), read(PAGE_ONE, "c")],
+        allowed=[[OLD, OTHER, NEW]],
+    )  # fmt: skip
+    test = one_test(tmp_path, said)
+    for preset in ("native", "native-patch", "patch", "patch-locked", "patch-shared"):
+        assert explore(test, preset).passed, preset
+    for preset in ("patch", "patch-locked", "patch-shared"):
+        printed = scheme_with(preset, order="relink_as_is")
+        assert list(explore(test, printed, check=False).wrong) == [(OLD, OTHER, OLD)], preset
+        assert explore(test, printed).objections, preset

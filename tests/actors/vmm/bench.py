@@ -21,8 +21,13 @@ from dataclasses import dataclass
 import msgspec
 
 from penumbra.actors.check import Oracle
-from penumbra.actors.core import Matrix, Order
-from penumbra.actors.vmm.compose import compose_buffer, compose_readers, compose_traces
+from penumbra.actors.core import Order
+from penumbra.actors.vmm.compose import (
+    compose_buffer,
+    compose_matrix,
+    compose_readers,
+    compose_traces,
+)
 from penumbra.actors.vmm.fill import Emulate, Forward, Hidden, PlaceTraces
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.parts import Shared
@@ -37,7 +42,8 @@ from penumbra.actors.vmm.schemes import (
     SchemeOptions,
     WriteBufferOptions,
 )
-from penumbra.actors.vmm.shadow import FLUSH_ALL
+from penumbra.actors.vmm.shadow import FLUSH_ALL, ShadowPage
+from penumbra.actors.vmm.shared_shadow import Company
 from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.hw import mmu_layout as m
 from penumbra.hw import operations as o
@@ -135,11 +141,12 @@ class Bench:
         n_shadow = (scheme.options.shadow_pages + 8) * n_vcpus
         self.ram = Ram(n_frames + n_shadow)
         self.memory = MemoryManagement(self.ram, n_frames, identity=False, seed=1)
-        self.matrix = Matrix(n_vcpus, scheme.options.capacity, order=order)
+        self.matrix = compose_matrix(scheme, n_vcpus, order)
         self.traces = compose_traces(scheme, self.matrix)
         patches = scheme.propagate == "patch"
-        policy = PatchChannels(self.matrix) if patches else ImmediateShootdown()
+        policy = PatchChannels(self.matrix, scheme.options) if patches else ImmediateShootdown()
         shared = Shared(spec, scheme, self.memory, self.matrix, self.traces, policy)
+        shared.company = Company() if scheme.shadow == "shared" else None
         self.submms = [SubVmm(i, shared) for i in range(n_vcpus)]
         geometry = tlb or TlbGeometry(64, 4, 4)
         buffer = compose_buffer(scheme)
@@ -312,6 +319,8 @@ class Bench:
             return refused
         self._set_modes(vcpu)
         self._flush(vcpu)
+        if self.submms[vcpu].shared.company is not None:
+            self._load_root(vcpu, self.submms[vcpu].registers.cr3)
         self.oracle.event(vcpu, f"CR{register}", value)
         return None
 
@@ -413,6 +422,14 @@ class Bench:
     def _finish_store(self, vcpu: int, keys: list[Key]) -> None:
         submm = self.submms[vcpu]
         for key, consumers in submm.finish_store(keys):  # 844
+            blockers = submm.blockers(consumers)
+            for consumer, other in enumerate(self.submms):
+                if blockers >> consumer & 1:
+                    other.event_all()
+                    self.log.append(Seen("drained", consumer, key))
+                    self._flush(consumer)
+            if blockers:
+                consumers = submm.tell(key, consumers)
             for consumer, other in enumerate(self.submms):
                 if consumers >> consumer & 1:
                     other.shoot_down(key)
@@ -463,13 +480,15 @@ class Bench:
         if space.take_reload() and space.root is not None:
             self.log.append(Seen("reloaded", vcpu))
             assert self.cpus[vcpu].load_root(space.root.pfn << PAGE_SHIFT) is None
-        for gva in self.submms[vcpu].space.take_flushes():
-            if gva == FLUSH_ALL:
-                self.cpus[vcpu].flush_all()
-            elif self.ports and self._update:
-                self.ports[vcpu].renew(gva)  # 876
-            else:
-                self.cpus[vcpu].invlpg(gva)
+        shared = self.submms[vcpu].shared.company is not None
+        for each in range(len(self.cpus)) if shared else (vcpu,):
+            for gva in self.submms[each].take_flushes():
+                if gva == FLUSH_ALL:
+                    self.cpus[each].flush_all()
+                elif self.ports and self._update:
+                    self.ports[each].renew(gva)  # 876
+                else:
+                    self.cpus[each].invlpg(gva)
 
     # ---- what a test asks -----------------------------------------------------------------------
 
@@ -489,7 +508,7 @@ class Bench:
         self.memory.check()
         self.matrix.check()
         self.oracle.check()
-        taken: list[int] = []
+        pages: set[ShadowPage] = set()
         for submm, cpu in zip(self.submms, self.cpus, strict=True):
             submm.check()
             cpu.tlb.check()
@@ -498,15 +517,16 @@ class Bench:
                 held = cpu.reg[m.R_TOP + index] & ((1 << 64) - 1)
                 assert held == submm.space.entry(submm.space.root, index), "registers are behind"
             frames = [page.pfn for page in submm.space.all_pages()]
-            taken += frames
+            pages.update(submm.space.all_pages())
             for value in cpu.tlb.entries().values():
                 gfn = self.memory.guest_of.get(value >> PAGE_SHIFT, -1)
                 guarded = value & m.E_MARKED and not self.traces.emulates(gfn)
                 escapes = value & m.E_W and gfn in self.traces and not guarded
                 assert not escapes, f"frame {gfn} writable in a TLB"
             assert psc_frames(cpu.tlb) <= set(frames), "a dropped shadow page may be walked"
-        assert len(taken) == len(set(taken)), "a frame serves two shadow pages"
-        assert not set(taken) & set(self.memory.guest_of)
+        taken = {page.pfn for page in pages}
+        assert len(taken) == len(pages), "a frame serves two shadow pages"
+        assert not taken & set(self.memory.guest_of)
 
 
 def psc_frames(tlb: Tlb) -> set[int]:

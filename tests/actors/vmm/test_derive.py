@@ -50,7 +50,7 @@ def derive(
     return memory.guest_of.get(pfn, pfn), value & ~spec.frame_mask
 
 
-@pytest.mark.shows("V4", "V5", "I4", "A40 Fig. 7")
+@pytest.mark.shows("V4", "V5", "I4", "Fig 7")
 @pytest.mark.parametrize("spec", [IA32, X86_64], ids=lambda spec: spec.name)
 @pytest.mark.parametrize(
     ("flags", "derived"),

@@ -48,6 +48,12 @@ def test_each_preset_runs_under_its_own_name() -> None:
             msgspec.structs.replace(VTLB, options=SchemeOptions(errata=("ET99",))),
             "no erratum 'ET99'",
         ),
+        (
+            msgspec.structs.replace(
+                PATCH, options=SchemeOptions(channels="shared", in_use="outside")
+            ),
+            "options.in_use is a choice of 'pair' channels alone",
+        ),
     ],
 )
 def test_a_composition_that_cannot_run_says_why(scheme: Scheme, problem: str) -> None:

@@ -177,7 +177,7 @@ def test_copies_from_and_to_tables_are_emulated_word_by_word(spec: FormatSpec) -
     bench.assert_coherent()
 
 
-@pytest.mark.shows("P5", "H2")
+@pytest.mark.shows("P5", "H2", "EP12", "A40 ¶114")
 def test_a_mode_that_changes_what_entries_mean_derives_everything_anew() -> None:
     bench = Bench(IA32, patch())
     root, small = bench.frame(), bench.frame()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,15 @@ from penumbra.guest.kernel.shootdown import FLUSHES
 from penumbra.guest.programs.program import Program
 from penumbra.guest.workloads import ForkStorm, MmapChurn, ShootdownStress
 from penumbra.hw.formats import IA32, X86_64, FormatSpec
-from penumbra.hw.operations import Load, SendIpi, SpinUntil, Store, Syscall
+from penumbra.hw.operations import (
+    Invlpg,
+    Load,
+    MappingChanged,
+    SendIpi,
+    SpinUntil,
+    Store,
+    Syscall,
+)
 from tests.guest.flat_driver import FlatMachine
 from tests.guest.scripts import ARENA, PAGE, mmap, saw, script
 
@@ -44,6 +53,60 @@ def test_every_way_gives_right_data_and_no_stale_use(
     ended = machine.run(5_000_000), machine.wrong, machine.reasons, machine.stale
     assert ended == ("finished", [], [], [])
     machine.check_all_returned()
+
+
+@pytest.mark.shows("G4", "P13")
+@pytest.mark.parametrize("n_vcpus", [2, 4, 8])
+@pytest.mark.parametrize(
+    "program", [STRESS, MmapChurn(processes=3, steps=20, pages=20)], ids=lambda p: p.name
+)
+def test_pages_told_of_are_dropped_at_the_others_own_events_and_their_frames_wait(
+    n_vcpus: int, program: Program
+) -> None:
+    asked = {}
+    for carries in (True, False):
+        machine = machine_of(program, "patch", n_vcpus)
+        machine.carries = carries
+        machine.auditing = not carries
+        ended = machine.run(5_000_000), machine.wrong, machine.reasons, machine.stale
+        assert ended == ("finished", [], [], [])
+        machine.check_all_returned()
+        shootdown = machine.kernel.shootdown
+        assert (shootdown.n_deferred > 0) == (carries and shootdown_happens(machine))
+        asked[carries] = shootdown.n_requests
+    assert asked[True] <= asked[False]
+
+
+@pytest.mark.shows("P13", "G4")
+def test_a_tick_pays_for_nothing_that_was_told_after_its_invlpg() -> None:
+    machine = machine_of(STRESS, "patch", 2)
+    shootdown, (sender, other) = machine.kernel.shootdown, machine.kernel.scheduler.cpus
+    space: Any = SimpleNamespace(cpus=sender.bit | other.bit, root_gpa=0x5000)
+
+    def unmap(first: int) -> None:
+        telling = shootdown.defer(sender, space, first, 1, [])
+        change = telling.send(None)
+        assert change == MappingChanged(other.bit, 0x5000, first << 12, 1)
+        assert telling.send(other.bit) == Invlpg(first << 12)
+        with pytest.raises(StopIteration, match="True"):
+            telling.send(None)
+
+    unmap(0x10)
+    tick = shootdown.tick(other)
+    assert isinstance(tick.send(None), Invlpg)
+    unmap(0x20)  # told after what the INVLPG has dropped
+    with pytest.raises(StopIteration):
+        tick.send(None)
+    assert [(debt.first, debt.cpus) for debt in shootdown._debts] == [(0x20, other.bit)]
+    with pytest.raises(StopIteration):
+        shootdown.tick(sender).send(None)
+    assert len(shootdown._debts) == 1, "the sender owes nothing and pays nothing"
+    machine.kernel.close()
+
+
+def shootdown_happens(machine: FlatMachine) -> bool:
+    """Tell whether any CPU ever announced a change."""
+    return any(vcpu.operations["MappingChanged"] for vcpu in machine.vcpus)
 
 
 @pytest.mark.parametrize("flush", FLUSHES)
