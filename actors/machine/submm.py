@@ -138,6 +138,8 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         return Followed(n)
 
     def _flush(self) -> None:
+        for name, n in self._submm.take_counts().items():
+            self._observer.count(self._vcpu, name, n)
         flushes = self._submm.take_flushes()
         if not flushes:
             return
@@ -222,7 +224,7 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
             written[0][0],
         )
         self._tell(keys, cause)
-        return Stored(ran, self._flooded(message, written[0][0]) if keys else -1)
+        return Stored(ran, self._flooded(message, [gpa for gpa, _ in written]) if keys else ())
 
     def _physical(self, message: EmulateStore, gpa: int, n: int, kind: int) -> Stored:
         """Make an access whose guest-physical address the guest names itself."""
@@ -234,7 +236,7 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
             self._observer.count(self._vcpu, "emulated_store")
             cause = self._observer.note(self._vcpu, EventKind.TRACED_STORE, 0, gpa)
             self._tell(keys, cause)
-        return Stored(ran, self._flooded(message, gpa) if keys else -1)
+        return Stored(ran, self._flooded(message, [gpa]) if keys else ())
 
     def _tell(self, keys: list[Key], cause: int) -> None:
         for key, consumers in self._submm.finish_store(keys):  # 844
@@ -254,13 +256,12 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
                     observer.count(vcpu, "ipi")
                 ref.ask_nowait(ShootDown(*key))
 
-    def _flooded(self, message: EmulateStore, gpa: int) -> int:
-        """Return the guest table to untrace after this store, or -1."""
+    def _flooded(self, message: EmulateStore, gpas: list[int]) -> tuple[int, ...]:
+        """Return the guest tables to untrace after this store: of two, if it crossed a page."""
         work, at = message.work, message.at
-        whole = (
-            isinstance(work, Fill)
-            and not gpa & (PAGE_BYTES - 1)
-            and work.n_bytes - at >= PAGE_BYTES
+        left = work.n_bytes - at if isinstance(work, Fill) else 0
+        return tuple(
+            gfn
+            for gfn, inside in dict(divmod(gpa, PAGE_BYTES) for gpa in gpas).items()
+            if self._submm.flooded(gfn, not inside and left >= PAGE_BYTES)
         )
-        gfn = gpa >> PAGE_SHIFT
-        return gfn if self._submm.flooded(gfn, whole) else -1

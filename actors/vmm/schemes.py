@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-Detect = Literal["none", "write-trace"]
+Detect = Literal["none", "write-trace", "out-of-sync"]
 Propagate = Literal["none", "shootdown", "patch"]
 Apply = Literal["none", "update", "invalidate"]
 Shadow = Literal["none", "per-cpu", "per-privilege"]
@@ -27,6 +27,14 @@ class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         flood: Traced stores to one guest table without a fill through it, after which its trace and
             its shadows are dropped; 0 never.
         order: Name of the patch channel's step order (`penumbra list faults`).
+        unsync: Leaf tables that may be out of sync at a time (detect "out-of-sync"); a store that
+            crosses from one to another needs two.
+        prefetch: Leaf entries of one guest table derived with each fill: the aligned group that the
+            filled one is of; 0 or 1 it alone.
+        prefetch_invlpg: Derive the leaf of an invalidated address at once.
+        root_cache: Previous roots whose shadows are kept; None all, while shadow memory lasts.
+        share_roles: One shadow page for a guest table in one role, wherever it is linked; else one
+            for each place.
     """
 
     capacity: int = 64
@@ -34,6 +42,11 @@ class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     shadow_pages: int = 1024
     flood: int = 0
     order: str = "correct"
+    unsync: int = 1024
+    prefetch: int = 0
+    prefetch_invlpg: bool = False
+    root_cache: int | None = None
+    share_roles: bool = True
 
 
 class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -59,6 +72,16 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             return f"scheme {self.name!r}: shadow tables need detect, propagate and apply"
         if self.options.shadow_pages < 64:
             return f"scheme {self.name!r}: options.shadow_pages must be at least 64"
+        return self._option_problem()
+
+    def _option_problem(self) -> str | None:
+        for name, low, high in (
+            ("flood", 0, 1 << 30), ("unsync", 2, 1 << 30), ("prefetch", 0, 1024),
+            ("root_cache", 0, 1 << 30),
+        ):  # fmt: skip
+            value = getattr(self.options, name)
+            if value is not None and not low <= value <= high:
+                return f"scheme {self.name!r}: options.{name} must be {low} .. {high}"
         return None
 
 
@@ -80,4 +103,13 @@ PATCH = Scheme(
     about="traced stores are posted to patch channels, applied at coherency events (A40 Figs 8-12)",
 )
 
-PRESETS = {scheme.name: scheme for scheme in (NATIVE, SHOOTDOWN, PATCH)}
+OUT_OF_SYNC = Scheme(
+    name="out-of-sync",
+    detect="out-of-sync",
+    propagate="shootdown",
+    apply="update",
+    shadow="per-cpu",
+    about="leaf tables are written freely and compared at coherency events (Linux KVM, Xen)",
+)
+
+PRESETS = {scheme.name: scheme for scheme in (NATIVE, SHOOTDOWN, PATCH, OUT_OF_SYNC)}

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from penumbra.actors.console.workloads import shipped_recordings
+from penumbra.actors.vmm.schemes import PRESETS
 
 Penumbra = Callable[..., tuple[int, str, str]]
 
@@ -119,14 +120,15 @@ def test_schemes_are_compared_side_by_side(penumbra: Penumbra) -> None:
     code, out, err = penumbra("compare", "fork-storm", *TINY, "--jobs", "1")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert [line.split()[0] for line in lines[4:7]] == ["native", "shootdown", "patch"]
-    assert all(line.endswith("coherent") for line in lines[4:7])
+    table = lines[4 : 4 + len(PRESETS)]
+    assert [line.split()[0] for line in table] == list(PRESETS)
+    assert all(line.endswith("coherent") for line in table)
     assert "memory: agree (2 processes end with the same pages under every scheme)" in lines
     titles = ["where exits come from", "patch: channels, patches at the fullest / posted in all;"]
     assert all(any(line.startswith(title) for line in lines) for title in titles)
     assert lines[-7] == "try next"
     assert [line.split()[0] for line in lines[-6:]] == ["#", "penumbra"] * 3
-    assert len(list(Path("runs").iterdir())) == 3
+    assert len(list(Path("runs").iterdir())) == len(PRESETS)
 
 
 def test_costs_relate_to_the_base_that_was_asked_for(penumbra: Penumbra) -> None:
@@ -141,7 +143,7 @@ def test_costs_relate_to_the_base_that_was_asked_for(penumbra: Penumbra) -> None
 
 def test_quiet_says_one_line_per_scheme(penumbra: Penumbra) -> None:
     words = ("compare", "fork-storm", *TINY, "--jobs", "1", "--quiet")
-    assert penumbra(*words) == (0, "native: coherent\nshootdown: coherent\npatch: coherent\n", "")
+    assert penumbra(*words) == (0, "".join(f"{name}: coherent\n" for name in PRESETS), "")
 
 
 def test_workers_give_what_one_process_gives(penumbra: Penumbra) -> None:

@@ -13,7 +13,7 @@ import penumbra.guest
 from penumbra.guest.traces import import_lackey
 from penumbra.guest.workloads.workload import Workload, recorded_workload
 
-SCHEMES = ("native", "shootdown", "patch")
+SCHEMES = ("native", "shootdown", "patch", "out-of-sync")
 WORKERS = Path(next(iter(penumbra.guest.__path__))) / "recordings" / "workers.trace"
 
 # A stack on the last page below 4 GiB; the calls are those that only 32-bit programs make.
@@ -86,7 +86,7 @@ def test_calls_of_32_bits_and_a_stack_at_the_top_replay_under_every_scheme(
     workload = recorded_workload(tmp_path / "small.trace")
     native, *others = [replayed(workload, scheme, vcpus) for scheme in SCHEMES]
     assert sorted(row[1] for row in native) == ["exit 0", "exit 1", "exit 2"]
-    assert others == [native, native]
+    assert others == [native] * len(SCHEMES[1:])
 
 
 @pytest.mark.shows("G9", "H2", "S3")
@@ -95,4 +95,4 @@ def test_the_shipped_32_bit_recording_replays_alike_under_every_scheme() -> None
     workload = recorded_workload(WORKERS)
     native, *others = [replayed(workload, scheme, 4) for scheme in SCHEMES]
     assert len(native) == 26
-    assert others == [native, native]
+    assert others == [native] * len(SCHEMES[1:])

@@ -12,7 +12,7 @@ from machines import SMALL_STRESS, WORKLOADS, run_machine, scheme_with
 
 from penumbra.hw.costs import CostProfile
 
-SCHEMES = ("native", "shootdown", "patch")
+SCHEMES = ("native", "shootdown", "patch", "out-of-sync")
 
 
 def memory_of(summary: dict[str, Any]) -> list[tuple[int, str, int, str]]:

@@ -26,7 +26,15 @@ from penumbra.actors.vmm.fill import Emulate, Forward, Hidden, PlaceTraces
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.parts import Shared
 from penumbra.actors.vmm.propagate import ImmediateShootdown, Key, PatchChannels
-from penumbra.actors.vmm.schemes import PATCH, SHOOTDOWN, Apply, Scheme, SchemeOptions
+from penumbra.actors.vmm.schemes import (
+    OUT_OF_SYNC,
+    PATCH,
+    SHOOTDOWN,
+    Apply,
+    Propagate,
+    Scheme,
+    SchemeOptions,
+)
 from penumbra.actors.vmm.shadow import FLUSH_ALL
 from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.traces import WriteTraces
@@ -88,6 +96,14 @@ def shootdown(**options: object) -> Scheme:
     """Return the shootdown scheme with other options."""
     chosen = msgspec.convert({"shadow_pages": 64, **options}, SchemeOptions)
     return msgspec.structs.replace(SHOOTDOWN, options=chosen)
+
+
+def out_of_sync(
+    propagate: Propagate = "shootdown", apply: Apply = "update", **options: object
+) -> Scheme:
+    """Return the scheme of unsynchronised leaf tables with other options."""
+    chosen = msgspec.convert({"shadow_pages": 64, **options}, SchemeOptions)
+    return msgspec.structs.replace(OUT_OF_SYNC, propagate=propagate, apply=apply, options=chosen)
 
 
 class Bench:
@@ -319,9 +335,9 @@ class Bench:
             self.oracle.used(vcpu, gva, kind, user, self._used)
         self.log.append(Seen("emulated", vcpu, accesses[-1][0]))
         self._finish_store(vcpu, keys)
-        first = written[0][0]
-        if keys and submm.flooded(first >> PAGE_SHIFT, _overwrites_page(work, at, first)):
-            self.untrace(first >> PAGE_SHIFT)
+        for gpa, _ in written if keys else ():
+            if submm.flooded(gpa >> PAGE_SHIFT, _overwrites_page(work, at, gpa)):
+                self.untrace(gpa >> PAGE_SHIFT)
         return None, at, done is not None
 
     def _finish_store(self, vcpu: int, keys: list[Key]) -> None:

@@ -18,7 +18,7 @@ from penumbra.hw.formats import CR0_WP, IA32, NX, PS, X86_64, A, D, FormatSpec, 
 from penumbra.hw.operations import Fill
 from penumbra.hw.streams import FETCH, READ, WRITE
 
-from .bench import LINK, PROTECTED, USED, Bench, patch, shootdown
+from .bench import LINK, PROTECTED, USED, Bench, out_of_sync, patch, shootdown
 
 Step = tuple[str, int, int, int]
 TOO_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -135,6 +135,15 @@ SCHEMES = {
     "patch, one slot": patch(capacity=1),
     "patch, two slots, invalidating": patch("invalidate", capacity=2, flood=2),
     "patch, told at all, four slots": patch(tell_all=True, capacity=4),
+    "patch, fetching ahead": patch(prefetch=4, prefetch_invlpg=True),
+    "shootdown, fetching ahead": shootdown(prefetch=512, prefetch_invlpg=True),
+    "patch, nothing shared, no previous root": patch(share_roles=False, capacity=2, root_cache=0),
+    "out of sync": out_of_sync(),
+    "out of sync, two tables": out_of_sync(unsync=2, apply="invalidate"),
+    "out of sync, patches above": out_of_sync("patch", prefetch=8, prefetch_invlpg=True),
+    "out of sync, nothing shared, one previous root": out_of_sync(
+        "patch", "invalidate", share_roles=False, root_cache=1
+    ),
 }
 
 
