@@ -30,6 +30,7 @@ from penumbra.actors.machine.messages import (
     StartTransfer,
     TakeFinished,
 )
+from penumbra.actors.machine.nested import Nested
 from penumbra.actors.machine.observer import Observer, Taps
 from penumbra.actors.machine.processes import ProcessLedger
 from penumbra.actors.machine.submm import ConsumerActor, CpuRef, ProducerActor, shadow_modes
@@ -45,7 +46,12 @@ from penumbra.actors.runtime import (
     LowestKey,
     SystemTree,
 )
-from penumbra.actors.vmm.compose import compose_matrix, compose_sub_vmms
+from penumbra.actors.vmm.compose import (
+    compose_matrix,
+    compose_second_level,
+    compose_sub_vmms,
+    monitor_frames,
+)
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.schemes import Scheme
 from penumbra.actors.vmm.traces import WriteTraces
@@ -95,8 +101,8 @@ class Machine:
         self.guest = guest
         n_guest = guest.n_frames
         n_backed = n_guest if guest.backed is None else len(guest.backed)
-        n_shadow = (scheme.options.shadow_pages + 8) * config.vcpus if shadowed else 0
-        self.ram = Ram(n_backed + n_shadow if shadowed else n_guest)
+        n_monitor = monitor_frames(scheme, config.vcpus, n_guest)
+        self.ram = Ram(n_backed + n_monitor if shadowed else n_guest)
         self.memory = MemoryManagement(
             self.ram, n_guest, identity=not shadowed, seed=seed, backed=guest.backed
         )
@@ -118,6 +124,7 @@ class Machine:
         self.matrix = compose_matrix(scheme, config.vcpus)
         self.traces = WriteTraces(self.matrix)
         self.submms = compose_sub_vmms(scheme, spec, self.memory, self.matrix, self.traces)
+        self.second_level = compose_second_level(scheme, self.memory)
         self._conductor = Conductor(chooser or LowestKey(seed))
         self._system: ActorSystem | None = None
         self._vcpus: list[VcpuActor] = []
@@ -257,6 +264,12 @@ class Machine:
     def _coherences(
         self, system: ActorSystem, cpu_refs: list[CpuRef]
     ) -> tuple[list[Coherence], list[ProducerRef]]:
+        if self.second_level:
+            second = self.second_level
+            return [
+                Nested(i, ref, cpu, second, self.observer)
+                for i, (ref, cpu) in enumerate(zip(cpu_refs, self.cpus, strict=True))
+            ], []
         if not self.submms:
             return [BareHardware(i, ref, self.observer) for i, ref in enumerate(cpu_refs)], []
         consumers = [

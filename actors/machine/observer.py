@@ -93,6 +93,7 @@ class Observer:
             + self.progress[vcpu] * unit["progress"]
             + reg[m.R_MISSES] * unit["tlb_miss"]
             + reg[m.R_WALK_READS] * unit["walk_read"]
+            + reg[m.R_SECOND_READS] * unit["second_read"]
         )
 
     def note(
@@ -120,4 +121,5 @@ class Observer:
             "walk": reg[m.R_WALKS],
             "walk_read": reg[m.R_WALK_READS],
             "psc_hit": reg[m.R_PSC_HITS],
+            "second_read": reg[m.R_SECOND_READS],
         }

@@ -14,7 +14,7 @@ import msgspec
 Detect = Literal["none", "write-trace", "out-of-sync"]
 Propagate = Literal["none", "shootdown", "patch"]
 Apply = Literal["none", "update", "invalidate"]
-Shadow = Literal["none", "per-cpu", "per-privilege"]
+Shadow = Literal["none", "per-cpu", "per-privilege", "nested"]
 
 
 class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -64,7 +64,7 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Say in one line why this composition cannot run, or None."""
         if not 1 <= self.options.capacity <= 1 << 16:
             return f"scheme {self.name!r}: options.capacity must be 1 .. 65536"
-        if self.shadow == "none":
+        if self.shadow in ("none", "nested"):
             if (self.detect, self.propagate, self.apply) != ("none", "none", "none"):
                 return f"scheme {self.name!r}: without a shadow the other policies must be 'none'"
             return None
@@ -112,4 +112,10 @@ OUT_OF_SYNC = Scheme(
     about="leaf tables are written freely and compared at coherency events (Linux KVM, Xen)",
 )
 
-PRESETS = {scheme.name: scheme for scheme in (NATIVE, SHOOTDOWN, PATCH, OUT_OF_SYNC)}
+NESTED = Scheme(
+    name="nested",
+    shadow="nested",
+    about="the hardware walks guest tables through a second-level table: no exits on their changes",
+)
+
+PRESETS = {scheme.name: scheme for scheme in (NATIVE, SHOOTDOWN, PATCH, OUT_OF_SYNC, NESTED)}

@@ -25,7 +25,7 @@ def wrong(name: str, column: str, flip: int, n: int) -> str:
 
 
 @pytest.mark.shows("H2")
-@pytest.mark.parametrize("scheme", ["native", "shootdown", "patch", "out-of-sync"])
+@pytest.mark.parametrize("scheme", ["native", "shootdown", "patch", "out-of-sync", "nested"])
 def test_recorded_accesses_pass_and_say_under_what(penumbra: Penumbra, scheme: str) -> None:
     code, out, err = penumbra("check", "mmu", MMU, "--scheme", scheme)
     assert (code, err) == (0, "")

@@ -38,7 +38,7 @@ from penumbra.actors.runtime import ActorSystem, ScheduleMismatch
 from penumbra.actors.vmm.schemes import PRESETS, Scheme
 from penumbra.guest.litmus import LitmusTest, read_tests
 
-SCHEMES = ("native", "shootdown", "patch", "out-of-sync")
+SCHEMES = ("native", "shootdown", "patch", "out-of-sync", "nested")
 TESTS = read_tests(SAMPLE)
 BY_ID = {test.id: test for test in TESTS}
 OLD, NEW, OTHER = "0x10000", "0x12000", "0x11000"

@@ -29,7 +29,7 @@ from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.hw.formats import CR0_PG, CR4_PSE, PS, A, D, P, U, W
 
 SAMPLE = Path(__file__).resolve().parents[2] / "data" / "mmu_cases_sample.npz"
-SCHEMES = ("native", "shootdown", "patch", "out-of-sync")
+SCHEMES = ("native", "shootdown", "patch", "out-of-sync", "nested")
 RESULTS = tuple(name for name in Case._fields[13:])
 LINK = P | W | U
 Columns = dict[str, npt.NDArray[np.int64]]

@@ -20,7 +20,7 @@ from penumbra.hw.costs import CostProfile
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT
 from penumbra.hw.operations import FinishedDma, SetInterrupts, SpinUntil, StartDma, Store, Syscall
 
-SCHEMES = ("native", "shootdown", "patch", "out-of-sync")
+SCHEMES = ("native", "shootdown", "patch", "out-of-sync", "nested")
 _N_PAGES = 8
 _MASK = (1 << 64) - 1
 

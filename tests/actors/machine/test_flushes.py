@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from machines import SMALL_CHURN, SMALL_STRESS, run_machine
 
-SCHEMES = ("native", "shootdown", "patch", "out-of-sync")
+SCHEMES = ("native", "shootdown", "patch", "out-of-sync", "nested")
 
 
 @pytest.mark.shows("G4", "C1")

@@ -17,7 +17,7 @@ from penumbra.hw.costs import CostProfile
 from penumbra.hw.formats import FORMATS, PAGE_BYTES, P, U, W
 from penumbra.hw.operations import Invlpg, Load, Store, Syscall
 
-SCHEMES = ("native", "shootdown", "patch", "out-of-sync")
+SCHEMES = ("native", "shootdown", "patch", "out-of-sync", "nested")
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 
 

@@ -13,7 +13,7 @@ from penumbra.guest.workloads.workload import named_workload
 from penumbra.hw.formats import PAGE_BYTES
 from penumbra.hw.operations import Load, Store, Syscall
 
-SCHEMES = ("native", "shootdown", "patch", "out-of-sync")
+SCHEMES = ("native", "shootdown", "patch", "out-of-sync", "nested")
 THRASH = named_workload("swap-thrash", processes=2, threads=2, pages=32, rounds=2)
 SMALL: dict[str, Any] = {
     "user_frames": 16,

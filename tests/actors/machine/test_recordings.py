@@ -13,7 +13,7 @@ import penumbra.guest
 from penumbra.guest.traces import import_lackey
 from penumbra.guest.workloads.workload import Workload, recorded_workload
 
-SCHEMES = ("native", "shootdown", "patch", "out-of-sync")
+SCHEMES = ("native", "shootdown", "patch", "out-of-sync", "nested")
 WORKERS = Path(next(iter(penumbra.guest.__path__))) / "recordings" / "workers.trace"
 
 # A stack on the last page below 4 GiB; the calls are those that only 32-bit programs make.

@@ -12,7 +12,7 @@ from machines import SMALL_STRESS, WORKLOADS, run_machine, scheme_with
 
 from penumbra.hw.costs import CostProfile
 
-SCHEMES = ("native", "shootdown", "patch", "out-of-sync")
+SCHEMES = ("native", "shootdown", "patch", "out-of-sync", "nested")
 
 
 def memory_of(summary: dict[str, Any]) -> list[tuple[int, str, int, str]]:
@@ -74,6 +74,9 @@ def test_small_and_large_machines_run_right(
         {"tell_all": True},
         {"shadow_pages": 64},
         {"flood": 4},
+        {"prefetch": 8, "prefetch_invlpg": True},
+        {"root_cache": 0},
+        {"share_roles": False, "root_cache": 2},
         {"order": "void_on_coalesce"},
         {"order": "no_coalescing"},
     ],

@@ -9,7 +9,7 @@ from penumbra.actors.machine.config import MachineConfig
 
 
 @pytest.mark.shows("H7")
-@pytest.mark.parametrize("scheme", ["native", "shootdown", "patch", "out-of-sync"])
+@pytest.mark.parametrize("scheme", ["native", "shootdown", "patch", "out-of-sync", "nested"])
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_siblings_on_one_tlb_stay_in_the_allowed_set_and_compute_the_same(
     scheme: str, workload: str

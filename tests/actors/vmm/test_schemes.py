@@ -18,7 +18,7 @@ from penumbra.actors.vmm.schemes import (
 @pytest.mark.shows("S2")
 def test_each_preset_runs_under_its_own_name() -> None:
     assert {name: scheme.name for name, scheme in PRESETS.items()} == {
-        name: name for name in ("native", "shootdown", "patch", "out-of-sync")
+        name: name for name in ("native", "shootdown", "patch", "out-of-sync", "nested")
     }
     assert not any(scheme.problem() for scheme in PRESETS.values())
 

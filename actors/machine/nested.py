@@ -1,0 +1,53 @@
+"""What a VCPU with nested paging does about its translations: what bare hardware does, but for
+frames the second level lacks.
+
+Source: SDM vol. 3, 29.3.
+"""
+
+from __future__ import annotations
+
+from penumbra.actors.machine.coherence import BareHardware
+from penumbra.actors.machine.messages import Complete, Ran, TruePageFault
+from penumbra.actors.machine.observer import Observer
+from penumbra.actors.machine.submm import CpuRef
+from penumbra.actors.vmm.nested import SecondLevel
+from penumbra.hw.cpu import PhysicalCpu
+from penumbra.hw.exits import Done, PageFault
+from penumbra.hw.operations import Operation, Physical
+
+_NO_EXIT = frozenset({"invlpg", "cr3_load"})
+
+
+class Nested(BareHardware):
+    """Nested paging: events act on the CPU and faults go to the guest, without an exit."""
+
+    def __init__(
+        self,
+        vcpu_id: int,
+        cpu: CpuRef,
+        hardware: PhysicalCpu,
+        second_level: SecondLevel,
+        observer: Observer,
+    ) -> None:
+        super().__init__(vcpu_id, cpu, observer)
+        self._second_level = second_level
+        hardware.load_second_level(second_level.root)
+
+    def page_fault(
+        self, fault: PageFault, work: Operation, user: bool
+    ) -> TruePageFault | Ran | None:
+        if fault.gpa < 0:
+            return super().page_fault(fault, work, user)
+        self.note_exit("second level")
+        self._second_level.back(fault.gpa)
+        return None
+
+    def physical(self, work: Physical) -> int:
+        hpa = self._second_level.machine_address(work.gpa)
+        ran = self._cpu.ask_nowait(Complete(work, False, 0, (hpa,)))
+        assert isinstance(ran.exit, Done)
+        return ran.exit.value
+
+    def note_exit(self, reason: str) -> None:
+        if reason not in _NO_EXIT:
+            self._observer.exit(self._vcpu, reason)
