@@ -103,6 +103,15 @@ PATCH = Scheme(
     about="traced stores are posted to patch channels, applied at coherency events (A40 Figs 8-12)",
 )
 
+PATCH_FLOOD = Scheme(
+    name="patch-flood",
+    detect="write-trace",
+    propagate="patch",
+    apply="update",
+    shadow="per-cpu",
+    options=SchemeOptions(flood=16),
+    about="patch, and a table stored to 16 times without a fill gives its trace and shadows up",
+)
 OUT_OF_SYNC = Scheme(
     name="out-of-sync",
     detect="out-of-sync",
@@ -118,4 +127,6 @@ NESTED = Scheme(
     about="the hardware walks guest tables through a second-level table: no exits on their changes",
 )
 
-PRESETS = {scheme.name: scheme for scheme in (NATIVE, SHOOTDOWN, PATCH, OUT_OF_SYNC, NESTED)}
+PRESETS = {
+    scheme.name: scheme for scheme in (NATIVE, SHOOTDOWN, PATCH, PATCH_FLOOD, OUT_OF_SYNC, NESTED)
+}

@@ -17,6 +17,7 @@ from machines import (
 from penumbra.actors.check import Verdict
 from penumbra.actors.machine.machine import Machine
 from penumbra.actors.vmm.schemes import Scheme
+from penumbra.guest.workloads.workload import named_workload
 
 LEAVES = scheme_with("out-of-sync", shadow_pages=64, unsync=2, prefetch=8, prefetch_invlpg=True)
 APART = scheme_with("out-of-sync", share_roles=False, root_cache=1)
@@ -61,6 +62,15 @@ def test_leaf_tables_out_of_sync_save_most_exits_of_traced_stores(workload: Any)
     assert exits["traced store"] * 2 < traced["traced store"]
     assert counters["unsync"] > 0
     assert counters["resync"] + counters["resync_entry"] > 0
+
+
+@pytest.mark.shows("S1", "S3", "V6")
+def test_the_traces_of_tables_that_are_cleared_entry_by_entry_are_given_up() -> None:
+    storm = named_workload("fork-storm")
+    kept, before = right(run_machine(storm, "patch"))
+    given_up, counters = right(run_machine(storm, "patch-flood"))
+    assert counters["trace_removed"] > before.get("trace_removed", 0)
+    assert given_up["traced store"] < kept["traced store"]
 
 
 @pytest.mark.shows("S1", "S3")

@@ -7,6 +7,8 @@ import pytest
 
 from penumbra.actors.vmm.schemes import (
     NATIVE,
+    NESTED,
+    OUT_OF_SYNC,
     PATCH,
     PRESETS,
     SHOOTDOWN,
@@ -18,7 +20,8 @@ from penumbra.actors.vmm.schemes import (
 @pytest.mark.shows("S2")
 def test_each_preset_runs_under_its_own_name() -> None:
     assert {name: scheme.name for name, scheme in PRESETS.items()} == {
-        name: name for name in ("native", "shootdown", "patch", "out-of-sync", "nested")
+        name: name
+        for name in ("native", "shootdown", "patch", "patch-flood", "out-of-sync", "nested")
     }
     assert not any(scheme.problem() for scheme in PRESETS.values())
 
@@ -35,6 +38,17 @@ def test_each_preset_runs_under_its_own_name() -> None:
         (msgspec.structs.replace(PATCH, options=SchemeOptions(capacity=0)), "1 .. 65536"),
         (msgspec.structs.replace(PATCH, options=SchemeOptions(capacity=1 << 17)), "1 .. 65536"),
         (msgspec.structs.replace(PATCH, options=SchemeOptions(shadow_pages=63)), "at least 64"),
+        (msgspec.structs.replace(NESTED, detect="write-trace"), "without a shadow the other"),
+        (msgspec.structs.replace(OUT_OF_SYNC, options=SchemeOptions(unsync=1)), "options.unsync"),
+        (msgspec.structs.replace(PATCH, options=SchemeOptions(prefetch=-1)), "options.prefetch"),
+        (
+            msgspec.structs.replace(PATCH, options=SchemeOptions(root_cache=-1)),
+            "options.root_cache",
+        ),
+        (
+            msgspec.structs.replace(PATCH, options=SchemeOptions(flood=-1)),
+            "options.flood must be 0",
+        ),
     ],
 )
 def test_a_composition_that_cannot_run_says_why(scheme: Scheme, problem: str) -> None:
