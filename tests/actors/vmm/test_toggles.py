@@ -173,6 +173,34 @@ def test_the_trace_goes_with_the_last_shadow_when_shadow_memory_is_short(
     bench.assert_coherent()
 
 
+@pytest.mark.shows("V6")
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("more", range(5))
+def test_a_trace_wanted_for_a_fill_stays_whatever_is_evicted_on_the_way(
+    more: int, shared: bool
+) -> None:
+    """A new path to a table whose only shadow is, for some `more`, the page to go next."""
+    bench = Bench(X86_64, patch(share_roles=shared), n_frames=200, n_vcpus=1)
+    one, two = bench.frame(), bench.frame()
+    table = bench.map(one, GVA, X) >> 12
+    bench.map(two, GVA, table, P | W | U | A, level=1)
+    others = [bench.frame() for _ in range(15)]
+    for root in others:
+        bench.map(root, GVA, Y)
+    for part in range(1, 1 + more):
+        bench.map(others[-1], part << 21, Y)
+    bench.start(one)
+    assert bench.access(0, GVA) == X
+    for root in others:
+        bench.load_cr3(0, root)
+        assert bench.access(0, GVA) == Y
+    for part in range(1, 1 + more):
+        assert bench.access(0, part << 21) == Y
+    bench.load_cr3(0, two)
+    assert bench.access(0, GVA) == X
+    bench.assert_coherent()
+
+
 @both_formats
 @pytest.mark.shows("V6")
 def test_both_tables_of_a_crossing_store_may_be_flooded(spec: FormatSpec) -> None:

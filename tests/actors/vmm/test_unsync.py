@@ -200,6 +200,34 @@ def test_d_is_set_again_after_a_guest_has_cleared_it_unseen(spec: FormatSpec) ->
     bench.load_cr3(0, guest.root)
     assert bench.access(0, GVA) == X
     assert bench.entry(guest.leaf) & (A | D) == A
+    bench.access(0, GVA, WRITE)
+    guest.write(0, X << 12 | P | W | U | D)  # A alone
+    bench.load_cr3(0, guest.root)
+    assert bench.access(0, GVA) == X
+    assert bench.entry(guest.leaf) & (A | D) == A | D
+    bench.assert_coherent()
+
+
+@both_formats
+@each_way
+@pytest.mark.shows("V6", "C1")
+def test_who_derives_from_a_table_while_it_is_out_of_sync_is_behind_as_well(
+    spec: FormatSpec, scheme: Scheme
+) -> None:
+    bench = Bench(spec, scheme)
+    root, window = bench.frame(), 2 << spec.levels[1].shift
+    leaf = bench.map(root, GVA, X)
+    bench.map(root, window, leaf >> 12, KERNEL)
+    at = window + (leaf & 0xFFF)
+    bench.start(root)
+    bench.access(0, GVA)
+    bench.store(0, at, Y << 12 | USED)
+    assert bench.traces.is_lifted(leaf >> 12)
+    assert bench.access(1, GVA) == Y, "derived for the first time"
+    bench.store(0, at, Z << 12 | USED)
+    assert bench.access(1, GVA) == Y
+    bench.load_cr3(1, root)
+    assert bench.access(1, GVA) == Z
     bench.assert_coherent()
 
 
