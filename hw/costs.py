@@ -28,6 +28,7 @@ class CostProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     walk_read: Cycles = 10
     tlb_refill: Cycles = 40
     tlb_update: Cycles = 20
+    second_read: Cycles = 10
     guest_fault: Cycles = 1000
     exit: Cycles = 1400
     hidden_fault: Cycles = 1000
@@ -41,6 +42,9 @@ class CostProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     shootdown: Cycles = 2000
     trace_placed: Cycles = 1500
     coherency_event: Cycles = 100
+    resync: Cycles = 300
+    resync_entry: Cycles = 60
+    prefetch: Cycles = 40
     tlb_flush: Cycles = 200
     invlpg: Cycles = 100
     ipi: Cycles = 1000

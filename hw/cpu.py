@@ -127,6 +127,7 @@ class PhysicalCpu:
         self._log_store = functions.log_store
         self._settle_log = functions.settle_log
         self._retire = functions.retire
+        self._second = functions.second
         if kernels.compiled:
             self._reg_arg, self._tlb_arg = self._reg_array, tlb.array
             self._ram_args = (ram.array64, ram.array32)
@@ -239,6 +240,8 @@ class PhysicalCpu:
 
     def _load_top(self, root: int) -> GeneralProtection | None:
         """Load the registers that hold the top level, all or none."""
+        if self.spec.root_registers and self.reg[k.R_SECOND]:
+            root = self._second(self._ram_args[0], self._reg_arg, root, False)
         entries = [self.ram.load(root + 8 * i, 8) for i in range(self.spec.root_registers)]
         for i, entry in enumerate(entries):
             if self.spec.bad_root_entry(entry):
@@ -263,6 +266,21 @@ class PhysicalCpu:
         if self.spec.large_needs_pse and reg[k.R_PSE]:
             tag |= 1 << 22  # above any root of a format with 32-bit entries
         reg[k.R_TAG] = tag << k.TAG_SHIFT
+
+    def load_second_level(self, root: int) -> None:
+        """Translate what the guest takes for physical by a second-level table from now on.
+
+        Translations are cached combined, so a change of the table that takes something away asks
+        for `flush_all`; one that adds to it does not.
+
+        Args:
+            root: Its machine address; 0 switches nested paging off.
+
+        Source: SDM vol. 3, 29.3 (EPT), 29.4.3.
+        """
+        self.reg[k.R_SECOND] = root
+        self.reg[k.R_VIOLATION] = 0
+        self.flush_all()
 
     def flush_all(self) -> None:
         """Drop every translation, global ones included."""
@@ -307,8 +325,12 @@ class PhysicalCpu:
 
     def fault(self, kind: int, at: int = 0) -> PageFault | TlbMiss:
         """Return the fault, or the miss that software has to answer, of the last translation."""
-        gva, error = self.reg[k.R_FAULT_GVA] & _MASK64, self.reg[k.R_FAULT_ERROR]
-        return PageFault(gva, error, at, kind) if error >= 0 else TlbMiss(gva, error, at, kind)
+        reg = self.reg
+        gva, error = reg[k.R_FAULT_GVA] & _MASK64, reg[k.R_FAULT_ERROR]
+        if error < 0:
+            return TlbMiss(gva, error, at, kind)
+        gpa = (reg[k.R_VIOLATION] & ~1) if reg[k.R_VIOLATION] else -1
+        return PageFault(gva, error, at, kind, gpa)
 
     # ---- single operations ----------------------------------------------------------------------
 
@@ -659,7 +681,7 @@ def _signed(value: int) -> int:
 
 def _resume_at(stop: Exit, at: int) -> Exit:
     if isinstance(stop, PageFault):
-        return PageFault(stop.gva, stop.error, at, stop.kind)
+        return PageFault(stop.gva, stop.error, at, stop.kind, stop.gpa)
     if isinstance(stop, TlbMiss):
         return TlbMiss(stop.gva, stop.missing, at, stop.kind)
     return BufferFull(at) if isinstance(stop, BufferFull) else stop

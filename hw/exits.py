@@ -21,12 +21,15 @@ class PageFault(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
     """The MMU refused an access of `kind` (0 read, 1 write, 2 fetch) at byte address `gva`.
 
     `at` is where a restartable operation stopped: run index of a block, byte of a fill or copy.
+    With nested paging it may be no fault of the guest's: `gpa` is then the guest-physical page that
+    the second level does not map, or not for writing; -1 otherwise.
     """
 
     gva: int
     error: int
     at: int = 0
     kind: int = 0
+    gpa: int = -1
 
 
 class GeneralProtection(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):

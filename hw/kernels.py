@@ -29,6 +29,7 @@ from penumbra.hw.mmu_layout import (
     E_INVALID,
     E_MARKED,
     E_P,
+    E_PIECE,
     E_R,
     E_U,
     E_W,
@@ -74,6 +75,9 @@ from penumbra.hw.mmu_layout import (
     R_REFERENCES,
     R_RIGHTS,
     R_ROOT,
+    R_SECOND,
+    R_SECOND_READS,
+    R_SECOND_W,
     R_SETS_AD,
     R_SMEP,
     R_SOFTWARE,
@@ -81,6 +85,7 @@ from penumbra.hw.mmu_layout import (
     R_SUM,
     R_TAG,
     R_TOP,
+    R_VIOLATION,
     R_WALK_READS,
     R_WALKS,
     R_WP,
@@ -91,6 +96,7 @@ from penumbra.hw.mmu_layout import (
     REASON_WATCHED,
     TLB_LARGE,
     TLB_N,
+    TLB_PIECES,
     TLB_PSC,
     TLB_PSC_BASE,
     TLB_SET_MASK,
@@ -127,9 +133,36 @@ TOP_IN_RAM = TOP - 1 if ROOT_REGISTERS else TOP
 
 
 @JIT
+def second(ram64, reg, gpa, write):
+    """Walk the second-level table; return the machine address of a guest-physical one.
+
+    -1 is a violation, noted in R_VIOLATION: no entry, or none that may be written. Four levels of
+    512 entries with R, W and X in bits 2:0, in machine RAM.
+
+    Source: SDM vol. 3, 29.3 (EPT).
+    """
+    base = reg[R_SECOND]
+    writable = 2
+    for shift in (39, 30, 21, 12):
+        e = ram64[(base >> 3) + ((gpa >> shift) & 511)] + 0
+        reg[R_SECOND_READS] += 1
+        writable &= e
+        if e & 7 == 0 or (write and writable == 0):
+            reg[R_VIOLATION] = (gpa >> 12 << 12) | 1
+            return -1
+        base = ((e >> 12) & 0xFFFFFFFFFF) << 12
+    reg[R_SECOND_W] = writable
+    return base | (gpa & 0xFFF)
+
+
+@JIT
 def read_entry(ram64, ram32, reg, fmap, pa):
-    """Read one entry; all ones beyond RAM. With R_MAPPED, `pa` is guest-physical."""
+    """Read one entry; all ones beyond RAM. With R_MAPPED or R_SECOND, `pa` is guest-physical."""
     reg[R_WALK_READS] += 1
+    if reg[R_SECOND] != 0:
+        pa = second(ram64, reg, pa, False)
+        if pa < 0:
+            return 0
     inside = pa >> 12 < reg[R_FRAMES]
     if inside and reg[R_MAPPED] != 0:
         frame = fmap[pa >> 12]
@@ -144,6 +177,13 @@ def read_entry(ram64, ram32, reg, fmap, pa):
 
 @JIT
 def write_entry(ram64, ram32, reg, pa, value):
+    """Write an entry just read; nothing beyond RAM, or where the second level forbids it."""
+    if reg[R_SECOND] != 0:
+        reads = reg[R_SECOND_READS]
+        pa = second(ram64, reg, pa, True)
+        reg[R_SECOND_READS] = reads  # the walk that has read the entry found it
+        if pa < 0:
+            return
     if pa >> 12 < reg[R_FRAMES]:
         reg[R_AD_WRITES] += 1
         if WIDE:
@@ -375,10 +415,27 @@ def walk(ram64, ram32, reg, tlb, gva, kind, user, use_psc):
                 break
     down = rights
     if resolve(ram64, ram32, reg, tlb, gva, kind, user, started, base, rights) == 0:
-        if RWX and reg[R_KEEPS_INVALID] != 0 and reg[R_ENTRY + reg[R_LEVEL]] & 1 == 0:
+        if (
+            RWX
+            and reg[R_VIOLATION] == 0
+            and reg[R_KEEPS_INVALID] != 0
+            and reg[R_ENTRY + reg[R_LEVEL]] & 1 == 0
+        ):
             insert(tlb, vpn | reg[R_TAG], E_INVALID)
         return 0
     level = reg[R_LEVEL]
+    part = vpn >> (SHIFTS[level] - 12)
+    frame = leaf_frame(reg[R_ENTRY + level], level)
+    clean = 0  # rights the second level takes away until a write has been seen
+    piece = 0
+    if reg[R_SECOND] != 0:
+        # Neighbours in a large guest page are none in machine memory: 4 KiB of it are cached.
+        frame = second(ram64, reg, (frame + vpn - (part << (SHIFTS[level] - 12))) << 12, kind == 1)
+        if frame < 0:
+            return 0
+        frame >>= 12
+        clean = 0 if reg[R_SECOND_W] != 0 else E_D
+        piece = E_PIECE if level > 0 else 0
     # Permitted: A in every entry read, D in the leaf, before anything is cached. The leaf comes
     # last: in a table that maps itself it may be the same word as an upper entry.
     for at in range(level if RWX else min(started, TOP_IN_RAM), level - 1, -1):
@@ -388,11 +445,13 @@ def walk(ram64, ram32, reg, tlb, gva, kind, user, use_psc):
             want |= D_BIT
         if want != e:
             write_entry(ram64, ram32, reg, reg[R_PATH + at], want)
+            if reg[R_VIOLATION] != 0:
+                return 0
             reg[R_ENTRY + at] = want
     leaf = reg[R_ENTRY + level]
-    entry = (leaf_frame(leaf, level) << 12) | reg[R_RIGHTS] | E_P
+    entry = (frame << 12) | reg[R_RIGHTS] | E_P | piece
     if leaf & D_BIT != 0:
-        entry |= E_D
+        entry |= E_D & ~clean
     if leaf & reg[R_MARK] != 0:
         entry |= E_MARKED
     tag = reg[R_TAG]
@@ -400,8 +459,11 @@ def walk(ram64, ram32, reg, tlb, gva, kind, user, use_psc):
     if entry & E_G != 0 if RWX else (leaf & 0x100 != 0 and reg[R_PGE] != 0):
         entry |= E_G
         tag = reg[R_GTAG]
-    part = vpn >> (SHIFTS[level] - 12)
-    insert(tlb, part | tag | (level << LEVEL_SHIFT), entry)
+    if reg[R_SECOND] != 0:
+        tlb[TLB_PIECES] |= 1 if piece != 0 else 0
+        insert(tlb, vpn | tag, entry)
+    else:
+        insert(tlb, part | tag | (level << LEVEL_SHIFT), entry)
     if slots > 0:
         for at in range(min(started, TOP_IN_RAM), level, -1):
             e = reg[R_ENTRY + at]
@@ -410,6 +472,8 @@ def walk(ram64, ram32, reg, tlb, gva, kind, user, use_psc):
             slot = tlb[TLB_PSC_BASE] + (at - 1) * 2 * slots + (upper_part & (slots - 1))
             tlb[slot] = upper_part | reg[R_TAG] | (at << LEVEL_SHIFT)
             tlb[slot + slots] = (((e >> FRAME_SHIFT) & FRAME_BITS) << 12) | down
+    if reg[R_SECOND] != 0:
+        return entry
     return entry + ((vpn - (part << (SHIFTS[level] - 12))) << 12)
 
 
@@ -445,8 +509,13 @@ def translate(ram64, ram32, reg, tlb, gva, kind, user):
     R_MARKED is not 0 exactly if a store through the entry has to be logged.
     """
     reg[R_MARKED] = 0
+    if reg[R_SECOND] != 0:
+        reg[R_VIOLATION] = 0
     if reg[R_PG] == 0:
-        return gva >> 12
+        if reg[R_SECOND] == 0:
+            return gva >> 12
+        reg[R_FAULT_GVA] = gva
+        return second(ram64, reg, gva, kind == 1) >> 12
     vpn = (gva >> 12) & PAGE_MASK
     entry = lookup(reg, tlb, vpn)
     if entry != 0:
@@ -481,11 +550,16 @@ def translate(ram64, ram32, reg, tlb, gva, kind, user):
             return -1
     hits = reg[R_PSC_HITS]
     entry = walk(ram64, ram32, reg, tlb, gva, kind, user, 1)
+    if entry == 0 and reg[R_VIOLATION] != 0:
+        return -1
     if entry == 0 and reg[R_PSC_HITS] != hits:
         # A stale upper entry must not make the fault: walk from the root before delivering it.
         entry = walk(ram64, ram32, reg, tlb, gva, kind, user, 0)
     if entry == 0:
-        drop_upper(reg, tlb, vpn)
+        if reg[R_VIOLATION] == 0:
+            drop_upper(reg, tlb, vpn)
+            if tlb[TLB_PIECES] != 0:
+                drop_pieces(tlb)  # the page at fault may be large, and cached elsewhere
         return -1
     reg[R_MARKED] = entry & E_MARKED
     return entry >> 12
@@ -581,6 +655,25 @@ def drop_page(reg, tlb, vpn):
                 part = vpn >> (SHIFTS[level] - 12)
                 drop_key(tlb, part | reg[R_TAG] | (level << LEVEL_SHIFT))
                 drop_key(tlb, part | reg[R_GTAG] | (level << LEVEL_SHIFT))
+    if tlb[TLB_PIECES] != 0:
+        drop_pieces(tlb)
+
+
+@JIT
+def drop_pieces(tlb):
+    """Drop all pieces of large pages: one of them stands for all of its page."""
+    ways = tlb[TLB_WAYS]
+    n = tlb[TLB_N]
+    for first in range(TLB_TAGS, TLB_TAGS + n, ways):
+        to = first
+        for at in range(first, first + ways):
+            if tlb[at] != -1 and tlb[at + n] & E_PIECE == 0:
+                tlb[to] = tlb[at]
+                tlb[to + n] = tlb[at + n]
+                to += 1
+        for at in range(to, first + ways):
+            tlb[at] = -1
+    tlb[TLB_PIECES] = 0
 
 
 @JIT

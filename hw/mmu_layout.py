@@ -12,6 +12,7 @@ A key is `page number | tag << 36 | level << 60`; -1 is empty.
 E_P, E_W, E_U, E_D, E_G, E_X = 0x1, 0x2, 0x4, 0x40, 0x100, 0x200
 E_R, E_INVALID = 0x10, 0x20  # RISC-V: readable; and a cached entry that maps nothing
 E_MARKED = 0x80  # stores through this entry are logged in the CPU's guest write buffer
+E_PIECE = 0x800  # 4 KiB of a larger page, whose frames a second level scatters
 
 # Words of the register file `reg`.
 R_ROOT, R_WP, R_PSE, R_PGE, R_NXE, R_PG = 0, 1, 2, 3, 4, 5
@@ -33,7 +34,10 @@ R_MARK, R_MARKED, R_LOG_SIZE = 50, 51, 52
 R_LOG_COMBINES, R_LOG_LOSES, R_LOG_LATE, R_LATCHED, R_LATCHED_BYTES = 53, 54, 55, 56, 57
 # The CPU counts records and losses, and those of them whose store is made; the reader what it took.
 R_LOG_HEAD, R_LOG_LOST, R_LOG_DONE, R_LOST_DONE, R_LOG_TAIL = 58, 59, 60, 61, 62
-REG_WORDS = 63
+# Nested paging: machine address of the second-level table (0: none), reads of it, whether the last
+# leaf there was writable, and the guest-physical page it lacks | 1 (0: none).
+R_SECOND, R_SECOND_READS, R_SECOND_W, R_VIOLATION = 63, 64, 65, 66
+REG_WORDS = 67
 R_LOG = REG_WORDS  # the ring of records follows the registers: physical address, bytes
 
 # In R_FAULT_ERROR where software manages the TLB: it has no entry; one without D; one with too few
@@ -43,6 +47,7 @@ MISS_NONE, MISS_CLEAN, MISS_RIGHTS = -1, -2, -3
 MAX_RUN_COUNT = (1 << 26) - 1
 
 TLB_SET_MASK, TLB_WAYS, TLB_N, TLB_LARGE, TLB_PSC, TLB_PSC_BASE = 0, 1, 2, 3, 4, 5
+TLB_PIECES = 6  # whether any entry is an E_PIECE
 TLB_TAGS = 8
 TAG_SHIFT, LEVEL_SHIFT = 36, 60
 VPN_MASK = (1 << TAG_SHIFT) - 1

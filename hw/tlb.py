@@ -52,7 +52,7 @@ class Tlb:
         self.view[k.TLB_SET_MASK] = n // geometry.ways - 1
         self.view[k.TLB_WAYS] = geometry.ways
         self.view[k.TLB_N] = n
-        self.view[k.TLB_LARGE] = 0
+        self.view[k.TLB_LARGE] = self.view[k.TLB_PIECES] = 0
         self.view[k.TLB_PSC] = geometry.psc_slots
         self.view[k.TLB_PSC_BASE] = psc_base
 

@@ -192,7 +192,7 @@ class LitmusRunner:
 
     def _hardware(self) -> list[Hardware]:
         """Return the kinds of hardware on which this test may end differently."""
-        if self._scheme.shadow != "none":
+        if self._scheme.shadow not in ("none", "nested"):
             return [Hardware.USUAL]  # a monitor hides such faults, and its siblings share no root
         tagged = [Hardware.TAGGED] if self._test.smt_siblings else []
         return [Hardware.USUAL, Hardware.SPURIOUS, *tagged]

@@ -22,11 +22,12 @@ from penumbra.actors.vmm.compose import (
 from penumbra.actors.vmm.derive import NOWHERE
 from penumbra.actors.vmm.fill import Emulate, Forward, PlaceTraces
 from penumbra.actors.vmm.memory import MemoryManagement
+from penumbra.actors.vmm.nested import SecondLevel, frames_for
 from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.schemes import Scheme
 from penumbra.actors.vmm.secondary import SecondaryData
 from penumbra.actors.vmm.shadow import FLUSH_ALL
-from penumbra.actors.vmm.walk import GuestWalker
+from penumbra.actors.vmm.walk import GuestRegisters, GuestWalker
 from penumbra.hw import operations as o
 from penumbra.hw.cpu import PhysicalCpu
 from penumbra.hw.exits import BufferFull, Done, Exit, PageFault
@@ -73,8 +74,8 @@ class OneCpu(Protocol):
 class Bare:
     """The hardware walks the guest's own tables."""
 
-    def __init__(self, spec: FormatSpec, n_frames: int) -> None:
-        self.ram = Ram(n_frames)
+    def __init__(self, spec: FormatSpec, n_frames: int, ram: Ram | None = None) -> None:
+        self.ram = ram or Ram(n_frames)
         self.frame_map = np.arange(n_frames, dtype=np.int64)
         self.used: list[int] = []
         self._cpu = PhysicalCpu(0, spec, self.ram, Tlb(spec, _SMALL_TLB))
@@ -91,6 +92,35 @@ class Bare:
     def access(self, work: Access, user: bool) -> Exit:
         self.used.clear()
         return _run(self._cpu, work, user)
+
+
+class Nested(Bare):
+    """The hardware walks the guest's own tables through a second-level table."""
+
+    def __init__(self, spec: FormatSpec, n_frames: int) -> None:
+        ram = Ram(n_frames + frames_for(n_frames))
+        super().__init__(spec, n_frames, ram)
+        self._memory = MemoryManagement(ram, n_frames, identity=False, seed=1)
+        self.frame_map = self._memory.frame_map
+        self._second_level = SecondLevel(self._memory)
+        self._cpu.load_second_level(self._second_level.root)
+        self._registers = GuestRegisters()
+        self._walker = GuestWalker(spec, self._memory)
+
+    def _note(self, gva: int, kind: int, user: bool, pfn: int) -> None:
+        gfn = _guest_frame(self._memory, self._walker, self._registers, gva, pfn)
+        super()._note(gva, kind, user, gfn)
+
+    def start(self, cr0: int, cr3: int, cr4: int) -> None:
+        self._registers = GuestRegisters(cr0=cr0, cr3=cr3, cr4=cr4)
+        super().start(cr0, cr3, cr4)
+
+    def access(self, work: Access, user: bool) -> Exit:
+        while True:
+            stop = super().access(work, user)
+            if not isinstance(stop, PageFault) or stop.gpa < 0:
+                return stop
+            self._second_level.back(stop.gpa)
 
 
 class Monitored:
@@ -224,26 +254,37 @@ class Monitored:
                 self._cpu.invlpg(gva)
 
     def _guest_address(self, gva: int, pfn: int) -> int:
-        """Return the guest-physical address behind a machine frame that was used.
-
-        All frames beyond RAM share one machine frame; which one it was, the guest's tables say.
-        """
-        gfn = self._memory.guest_of.get(pfn, -1)
-        if gfn < 0 and pfn == NOWHERE:
-            self._walker.resolve(self._submm.registers, gva, READ, False)
-            gfn = self._walker.frame(gva)
+        """Return the guest-physical address behind a machine frame that was used."""
+        registers = self._submm.registers
+        gfn = _guest_frame(self._memory, self._walker, registers, gva, pfn)
         return (gfn << PAGE_SHIFT) | (gva & (PAGE_BYTES - 1))
+
+
+def _guest_frame(
+    memory: MemoryManagement, walker: GuestWalker, registers: GuestRegisters, gva: int, pfn: int
+) -> int:
+    """Return the guest frame behind a machine frame that an access to `gva` used.
+
+    All frames beyond RAM share one machine frame; which one it was, the guest's tables say.
+    """
+    gfn = memory.guest_of.get(pfn, -1)
+    if gfn < 0 and pfn == NOWHERE:
+        walker.resolve(registers, gva, READ, False)
+        gfn = walker.frame(gva)
+    return gfn
 
 
 def refusal(scheme: Scheme) -> str | None:
     """Say why a scheme has no form with one CPU here, or None."""
-    if scheme.shadow in ("none", "per-cpu", "per-privilege"):
+    if scheme.shadow in ("none", "per-cpu", "per-privilege", "shared", "nested"):
         return None
     return f"scheme {scheme.name!r}: single accesses run natively or on shadows of one CPU"
 
 
 def one_cpu(spec: FormatSpec, scheme: Scheme, n_frames: int) -> OneCpu:
     """Build what a scheme's guest runs on, with `n_frames` guest frames."""
+    if scheme.shadow == "nested":
+        return Nested(spec, n_frames)
     return Bare(spec, n_frames) if scheme.shadow == "none" else Monitored(spec, scheme, n_frames)
 
 

@@ -70,7 +70,11 @@ def build_machine(
     Raises:
         ConfigurationError: The parts do not go together.
     """
-    for problem in (machine.problem(), scheme.problem(), scheme.paging_problem(machine.paging)):
+    for problem in (
+        machine.problem(),
+        scheme.problem(),
+        scheme.machine_problem(machine.paging, machine.tlb),
+    ):
         if problem:
             raise ConfigurationError(problem)
     layout = plan_layout(machine, workload)

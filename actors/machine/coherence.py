@@ -273,8 +273,8 @@ class Monitored:
         while True:
             reply = self._producer.ask_nowait(EmulateStore(work, user, at))
             if isinstance(reply, Stored):
-                if reply.drop >= 0:
-                    self._untrace(reply.drop)
+                for gfn in reply.drop:
+                    self._untrace(gfn)
                 return reply.ran
             if isinstance(reply, TruePageFault):
                 return reply

@@ -36,6 +36,7 @@ from penumbra.actors.machine.messages import (
     TakeFinished,
 )
 from penumbra.actors.machine.native_patch import NativePatch
+from penumbra.actors.machine.nested import Nested
 from penumbra.actors.machine.observer import Observer, Taps
 from penumbra.actors.machine.processes import ProcessLedger
 from penumbra.actors.machine.seat import FixedSeat, Seat
@@ -58,8 +59,10 @@ from penumbra.actors.vmm.compose import (
     compose_buffer,
     compose_matrix,
     compose_readers,
+    compose_second_level,
     compose_sub_vmms,
     compose_traces,
+    monitor_frames,
 )
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.schemes import Scheme
@@ -146,6 +149,7 @@ class Machine:
         self.matrix = compose_matrix(scheme, config.vcpus)
         self.traces = compose_traces(scheme, self.matrix)
         self.submms = compose_sub_vmms(scheme, spec, self.memory, self.matrix, self.traces)
+        self.second_level = compose_second_level(scheme, self.memory)
         self._conductor = Conductor(chooser or LowestKey(seed))
         self._system: ActorSystem | None = None
         self._prefix = ""
@@ -322,6 +326,12 @@ class Machine:
         self, system: ActorSystem, seats: Sequence[Seat]
     ) -> tuple[list[Coherence], list[ProducerRef]]:
         prefix = self._prefix
+        if self.second_level:
+            control = CONTROLS[self.config.control]
+            return [
+                Nested(i, seat, self.second_level, control, self.observer)
+                for i, seat in enumerate(seats)
+            ], []
         if not self.submms:
             return self._unmonitored(seats), []
         consumer_actors = [
@@ -380,6 +390,7 @@ class Machine:
         """A VCPU runs on this CPU from now on: its streams, its hooks, its counters."""
         cpu.streams = self.streams
         cpu.on_flagged = self._flagged_store
+        cpu.load_second_level(self.second_level.root if self.second_level else 0)
         self.observer.sits_down(vcpu_id, cpu)
         cpu.on_used = cpu.on_block = None
         taps = self.taps
@@ -493,7 +504,7 @@ def frames_wanted(config: MachineConfig, scheme: Scheme, guest: GuestSystem) -> 
     if scheme.shadow == "none":
         return guest.n_frames
     n_backed = guest.n_frames if guest.backed is None else len(guest.backed)
-    return n_backed + (scheme.options.shadow_pages + 8) * config.vcpus
+    return n_backed + monitor_frames(scheme, config.vcpus, guest.n_frames)
 
 
 class _BootMemory:

@@ -177,10 +177,10 @@ class EmulateStore(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1
 
 
 class Stored(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
-    """The store is done and told; `drop` names a guest table whose shadows should go (-1: none)."""
+    """The store is done and told; `drop` names the guest tables whose shadows should go."""
 
     ran: Ran
-    drop: int = -1
+    drop: tuple[int, ...] = ()
 
 
 class TruePageFault(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):

@@ -23,8 +23,10 @@ _COUNTED = {
     "walk": m.R_WALKS,
     "walk_read": m.R_WALK_READS,
     "psc_hit": m.R_PSC_HITS,
+    "second_read": m.R_SECOND_READS,
 }
 _MISSES, _WALK_READS = list(_COUNTED).index("tlb_miss"), list(_COUNTED).index("walk_read")
+_SECOND_READS = list(_COUNTED).index("second_read")
 _NOTHING = np.zeros(m.REG_WORDS, np.int64).data
 
 
@@ -117,6 +119,7 @@ class Observer:
             + self.progress[vcpu] * unit["progress"]
             + (reg[m.R_MISSES] + before[_MISSES]) * unit["tlb_miss"]
             + (reg[m.R_WALK_READS] + before[_WALK_READS]) * unit["walk_read"]
+            + (reg[m.R_SECOND_READS] + before[_SECOND_READS]) * unit["second_read"]
         )
 
     def note(

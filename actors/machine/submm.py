@@ -177,6 +177,8 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
 
     def _flush_own(self) -> bool:
         """Let the CPU drop what has changed in the shadow, and load what it holds in registers."""
+        for name, n in self._submm.take_counts().items():
+            self._observer.count(self._vcpu, name, n)
         reload = self._submm.take_reload()
         if reload is not None:
             self._cpu.ask_nowait(LoadRoot(reload))
@@ -269,7 +271,7 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
             written[0][0],
         )
         self._tell(keys, cause)
-        return Stored(ran, self._flooded(message, written[0][0]) if keys else -1)
+        return Stored(ran, self._flooded(message, [gpa for gpa, _ in written]) if keys else ())
 
     def _physical(self, message: EmulateStore, gpa: int, n: int, kind: int) -> Stored:
         """Make an access whose guest-physical address the guest names itself."""
@@ -281,7 +283,7 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
             self._observer.count(self._vcpu, "emulated_store")
             cause = self._observer.note(self._vcpu, EventKind.TRACED_STORE, 0, gpa)
             self._tell(keys, cause)
-        return Stored(ran, self._flooded(message, gpa) if keys else -1)
+        return Stored(ran, self._flooded(message, [gpa]) if keys else ())
 
     def tell_entry(self, gpa: int, cause: int) -> None:
         """Tell whoever derives from the guest entry at `gpa`, whose store is long visible."""
@@ -318,13 +320,12 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
                     observer.count(vcpu, "ipi")
                 ref.ask_nowait(ShootDown(*key))
 
-    def _flooded(self, message: EmulateStore, gpa: int) -> int:
-        """Return the guest table to untrace after this store, or -1."""
+    def _flooded(self, message: EmulateStore, gpas: list[int]) -> tuple[int, ...]:
+        """Return the guest tables to untrace after this store: of two, if it crossed a page."""
         work, at = message.work, message.at
-        whole = (
-            isinstance(work, Fill)
-            and not gpa & (PAGE_BYTES - 1)
-            and work.n_bytes - at >= PAGE_BYTES
+        left = work.n_bytes - at if isinstance(work, Fill) else 0
+        return tuple(
+            gfn
+            for gfn, inside in dict(divmod(gpa, PAGE_BYTES) for gpa in gpas).items()
+            if self._submm.flooded(gfn, not inside and left >= PAGE_BYTES)
         )
-        gfn = gpa >> PAGE_SHIFT
-        return gfn if self._submm.flooded(gfn, whole) else -1

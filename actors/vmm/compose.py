@@ -8,6 +8,7 @@ from penumbra.actors.core import SWITCHES, Channels, InUse, Matrix, Order, Postp
 from penumbra.actors.vmm.buffer_faults import BufferFault, buffer_fault_named
 from penumbra.actors.vmm.detect import Detection, MarkForLog, WriteProtect
 from penumbra.actors.vmm.memory import MemoryManagement
+from penumbra.actors.vmm.nested import SecondLevel, frames_for
 from penumbra.actors.vmm.parts import Shared
 from penumbra.actors.vmm.propagate import ImmediateShootdown, PatchChannels, Propagation
 from penumbra.actors.vmm.schemes import Scheme
@@ -93,8 +94,8 @@ def compose_readers(
 def compose_sub_vmms(
     scheme: Scheme, spec: FormatSpec, memory: MemoryManagement, matrix: Matrix, traces: WriteTraces
 ) -> list[SecondaryData]:
-    """Return one sub-VMM per VCPU; none for a scheme without a monitor."""
-    if scheme.shadow == "none":
+    """Return one sub-VMM per VCPU; none for a scheme without shadow tables."""
+    if scheme.shadow in ("none", "nested"):
         return []
     if scheme.shadow == "per-privilege":
         return list(compose_virtual_tlbs(scheme, spec, memory, matrix.n))
@@ -119,6 +120,20 @@ def compose_virtual_tlbs(
 
     shared = pairs()
     return [VirtualTlb(State(i, entries, shared if common else pairs(), options)) for i in range(n)]
+
+
+def compose_second_level(scheme: Scheme, memory: MemoryManagement) -> SecondLevel | None:
+    """Return the second-level table of a VM, if its scheme has one."""
+    return SecondLevel(memory) if scheme.shadow == "nested" else None
+
+
+def monitor_frames(scheme: Scheme, n_vcpus: int, n_guest_frames: int) -> int:
+    """Return how many machine frames a VM's monitor takes besides the guest's."""
+    if scheme.shadow == "none":
+        return 0
+    if scheme.shadow == "nested":
+        return frames_for(n_guest_frames)
+    return (scheme.options.shadow_pages + 8) * n_vcpus
 
 
 def order_named(names: str) -> Order:

@@ -16,7 +16,9 @@ from typing import TypeAlias
 from penumbra.actors.vmm.derive import derive_leaf, link_rights
 from penumbra.actors.vmm.follow import Follower
 from penumbra.actors.vmm.parts import UNPAGED, Parts
-from penumbra.actors.vmm.shadow import NO_FRAGMENT, ShadowPage
+from penumbra.actors.vmm.prefetch import Prefetch
+from penumbra.actors.vmm.resync import Resync
+from penumbra.actors.vmm.shadow import ShadowPage
 from penumbra.actors.vmm.walk import GuestWalker, Step
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, A, D, G, P, U, W
 from penumbra.hw.mmu_layout import E_W
@@ -63,7 +65,7 @@ _IDENTITY = P | W | U | A | D
 class Filler:
     """Answers one VCPU's faults and translates for the stores its producer makes."""
 
-    def __init__(self, parts: Parts, follower: Follower) -> None:
+    def __init__(self, parts: Parts, follower: Follower, resync: Resync) -> None:
         self._parts = parts
         self._follower = follower
         self._shared = parts.shared
@@ -73,6 +75,8 @@ class Filler:
         self._spec = parts.shared.spec
         self._memory = parts.shared.memory
         self._traces = parts.shared.traces
+        self._resync = resync
+        self._prefetch = Prefetch(parts)
         self._walker = GuestWalker(parts.shared.spec, parts.shared.memory)
 
     def fault(self, gva: int, kind: int, user: bool) -> Outcome:
@@ -90,7 +94,12 @@ class Filler:
         writable = walker.rights & E_W
         steps = walker.set_accessed(steps, kind)
         if kind == WRITE and (self._traces.emulates(target) or not writable):
-            return _EMULATE
+            lifted = self._shared.unsync.lift(target) if writable else False
+            if lifted is False:
+                return _EMULATE
+            if lifted is not True:
+                return PlaceTraces((lifted,))  # as many are out of sync as may be
+            self._parts.counts["unsync"] += 1
         self._install(steps, gva, target)  # 814
         return _HIDDEN
 
@@ -118,7 +127,11 @@ class Filler:
                 return Forward(walker.error)
             steps = walker.steps()
             in_tables = [step for step in steps if step.gpa >= 0]
-            untraced = tuple(step.gfn for step in in_tables if step.gfn not in traces)
+            untraced = tuple(
+                step.gfn
+                for step in in_tables
+                if step.gfn not in traces and (step.level or not traces.is_lifted(step.gfn))
+            )
             if untraced:
                 return PlaceTraces(untraced)  # 812
             fresh = False
@@ -126,7 +139,10 @@ class Filler:
                 index = self._parts.index(step.gpa)
                 fresh |= not traces.consumers(step.gfn, index) >> self._vcpu_id & 1
                 self._parts.register(step.gfn, index)
+                if step.level:
+                    traces.note_upper(step.gfn)
             if not fresh:
+                self._shared.unsync.note_fill(self._vcpu_id, steps[-1].gfn)
                 return steps
             # Registered after the read: read again, or a change in between would be missed (EP4).
 
@@ -145,12 +161,11 @@ class Filler:
         """Make the shadow path of `gva` equal to the guest's and install its leaf."""
         space, spec = self._space, self._spec
         self._parts.filling = frozenset((step.gfn, self._parts.index(step.gpa)) for step in steps)
-        self._drain_detached(steps)
+        self._drain_detached(steps, gva)
         page = space.root
         assert page is not None, "no root is loaded"
         for step, below in pairwise(steps):
-            role = (below.gfn, below.level, NO_FRAGMENT)
-            child = space.find(role) or space.create(role)
+            child = self._parts.shadow(self._parts.role(below.gfn, below.level, gva))
             space.link(page, self._parts.index(step.gpa), child, link_rights(spec, step.entry), gva)
             page = child
         leaf = steps[-1]
@@ -163,12 +178,14 @@ class Filler:
         value = derive_leaf(spec, entry, target, self._memory, self._traces, self._registers)
         space.set_leaf(page, index, value, target)
         self._parts.filling = frozenset()
+        if not leaf.level:
+            self._prefetch.around(page, index)
 
-    def _drain_detached(self, steps: list[Step]) -> None:
+    def _drain_detached(self, steps: list[Step], gva: int) -> None:
         """Bring up to date what is about to be linked anew, all that hangs below it too (EP7)."""
         page, bases = self._space.root, set[int]()
         for step, below in pairwise(steps):
-            child = self._space.find((below.gfn, below.level, NO_FRAGMENT))
+            child = self._space.find(self._parts.role(below.gfn, below.level, gva))
             if child and (
                 page is None or page.children.get(self._parts.index(step.gpa)) is not child
             ):
@@ -177,6 +194,7 @@ class Filler:
         if bases:
             drained = self._shared.propagation.drain_bases(self._vcpu_id, bases)
             self._follower.follow(drained)
+            self._resync.tables(sorted(base >> PAGE_SHIFT for base in bases))
 
     def _fragment(
         self, page: ShadowPage, index: int, leaf: Step, gva: int
@@ -187,7 +205,7 @@ class Filler:
         for level in range(leaf.level - 1, -1, -1):
             part = inside >> spec.levels[level + 1].shift
             role = (leaf.gfn, level, self._parts.index(leaf.gpa) << 20 | part)
-            child = space.find(role) or space.create(role)
+            child = self._parts.shadow(role)
             space.link(page, index, child, link_rights(spec, leaf.entry), gva)
             page, index = child, spec.levels[level].index(gva)
         return page, index

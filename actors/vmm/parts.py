@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,9 +10,10 @@ from penumbra.actors.core import Matrix
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.propagate import Propagation
 from penumbra.actors.vmm.schemes import Scheme
-from penumbra.actors.vmm.shadow import ShadowSpace
+from penumbra.actors.vmm.shadow import NO_FRAGMENT, Role, ShadowPage, ShadowSpace
 from penumbra.actors.vmm.shared_shadow import Company, SharedShadowSpace
 from penumbra.actors.vmm.traces import WriteTraces
+from penumbra.actors.vmm.unsync import UnsyncTables
 from penumbra.actors.vmm.walk import GuestRegisters
 from penumbra.hw.formats import PAGE_BYTES, FormatSpec
 
@@ -31,6 +33,11 @@ class Shared:
     propagation: Propagation
     roots: dict[int, int] = field(default_factory=dict)  # vcpu_id to the root's guest frame
     company: Company | None = None  # who shares a shadow; None = nobody does
+    unsync: UnsyncTables = field(init=False)
+
+    def __post_init__(self) -> None:
+        lifts = self.scheme.detect == "out-of-sync"
+        self.unsync = UnsyncTables(self.traces, self.scheme.options.unsync if lifts else 0)
 
 
 class Parts:
@@ -40,6 +47,7 @@ class Parts:
         filling: Guest entries that a fill under way is about to derive from: they stay registered,
             whatever is cleared on the way.
         sharers: The VCPUs that hear of what this one derives from: itself, or all of a company.
+        counts: What has happened since the last `take_counts`, by counter name.
     """
 
     def __init__(self, vcpu_id: int, shared: Shared) -> None:
@@ -47,6 +55,7 @@ class Parts:
         self.shared = shared
         self.registers = GuestRegisters()
         self.filling: frozenset[tuple[int, int]] = frozenset()
+        self.counts: Counter[str] = Counter()
         company, n_pages = shared.company, shared.scheme.options.shadow_pages
         self.sharers: Sequence[int] = (vcpu_id,) if company is None else range(shared.matrix.n)
         self.space = (
@@ -65,6 +74,49 @@ class Parts:
             return
         for vcpu_id in self.sharers:
             self.shared.traces.forget(gfn, index, vcpu_id)
+
+    def role(self, gfn: int, level: int, gva: int) -> Role:
+        """Return the role of the shadow of a guest table that translates `gva` at a level.
+
+        Without sharing by role each place a table is linked at has a shadow of its own.
+        """
+        spec, root = self.shared.spec, self.space.root
+        if self.shared.scheme.options.share_roles or level == spec.top or root is None:
+            return (gfn, level, NO_FRAGMENT)
+        return (gfn, level, NO_FRAGMENT, root.role[0], gva >> spec.levels[level + 1].shift)
+
+    def shadow(self, role: Role) -> ShadowPage:
+        """Return the shadow page of a role; a new one if there is none."""
+        page = self.space.find(role)
+        if page is None:
+            page = self.space.create(role)
+            self.shared.traces.note_shadow(role[0], self.vcpu_id, there=True)
+            self.drop_traces()
+        return page
+
+    def drop_traces(self) -> None:
+        """Give up the traces of tables whose last shadow has gone, at whichever VCPU that was.
+
+        Not those that a fill under way has had traced to derive from, and none while shadows are
+        shared: another VCPU's, in another mode, may derive from the table, too.
+        """
+        if self.shared.company is not None:
+            self.space.take_emptied()
+            return
+        filling = {gfn for gfn, _ in self.filling}
+        for gfn in self.space.take_emptied():
+            traces = self.shared.traces
+            shadowed = bool(self.space.of_table(gfn))
+            if not traces.note_shadow(gfn, self.vcpu_id, there=shadowed) and gfn not in filling:
+                traces.remove(gfn)
+                self.counts["trace_removed"] += 1
+
+    def leaf_page(self, gva: int) -> ShadowPage | None:
+        """Return the shadow of the leaf table that translates an address, if it is linked."""
+        page = self.space.root
+        while page is not None and page.level:
+            page = page.children.get(self.shared.spec.levels[page.level].index(gva))
+        return page if page is not None and page.role[2] == NO_FRAGMENT else None
 
     def index(self, gpa: int) -> int:
         """Return the index of the entry at a guest-physical address."""

@@ -15,10 +15,10 @@ import msgspec
 from penumbra.actors.vmm.buffer_faults import buffer_fault_named
 from penumbra.actors.vmm.vtlb.errata import unknown
 
-Detect = Literal["none", "write-trace", "write-buffer", "announced"]
+Detect = Literal["none", "write-trace", "write-buffer", "out-of-sync", "announced"]
 Propagate = Literal["none", "shootdown", "patch"]
 Apply = Literal["none", "update", "invalidate"]
-Shadow = Literal["none", "per-cpu", "shared", "per-privilege"]
+Shadow = Literal["none", "per-cpu", "shared", "per-privilege", "nested"]
 ChannelKind = Literal["pair", "pair-locked", "shared", "per-producer", "per-consumer"]
 InUseForm = Literal["field", "base", "outside"]
 Coalesce = Literal["update", "void", "never"]
@@ -74,11 +74,18 @@ class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         fill: Virtual TLB: filled by faults alone, or all anew at each event (VTLB Figs 10A, 10B).
         drop: Virtual TLB: what INVLPG drops, entries tied to the address or all (VTLBc 5, 6).
         levels: Virtual TLB: levels built per fault, all of a path or one as printed (Fig. 7B).
-        prefetch: Virtual TLB: used guest entries loaded on either side of the one that faulted.
         sharing: Virtual TLB: a pair of hierarchies per VCPU, or per root and mode within the VM.
         working_set: Virtual TLB: roots whose hierarchies a VCPU keeps for when they come back; what
             it finds there is compared with the guest's tables. 0: a root load empties all.
         errata: Virtual TLB: errors of the text to run as printed (`docs/errata.md`, ET1 to ET15).
+        unsync: Leaf tables that may be out of sync at a time (detect "out-of-sync"); a store that
+            crosses from one to another needs two.
+        prefetch: Leaf entries of one guest table derived with each fill: the aligned group that the
+            filled one is of; 0 or 1 it alone. Virtual TLB: used entries loaded on its either side.
+        prefetch_invlpg: Derive the leaf of an invalidated address at once.
+        root_cache: Previous roots whose shadows are kept; None all, while shadow memory lasts.
+        share_roles: One shadow page for a guest table in one role, wherever it is linked; else one
+            for each place.
     """
 
     capacity: int = 64
@@ -97,10 +104,14 @@ class SchemeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     fill: Literal["lazy", "eager"] = "lazy"
     drop: Literal["tied", "all"] = "tied"
     levels: Literal["all", "one"] = "all"
-    prefetch: int = 0
     sharing: Literal["vcpu", "vm"] = "vcpu"
     working_set: int = 0
     errata: tuple[str, ...] = ()
+    unsync: int = 1024
+    prefetch: int = 0
+    prefetch_invlpg: bool = False
+    root_cache: int | None = None
+    share_roles: bool = True
 
 
 class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -126,7 +137,7 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             if self.options.overflow == "wait":
                 return f"scheme {self.name!r}: without a monitor nobody can be waited for"
             return None
-        if self.shadow == "none":
+        if self.shadow in ("none", "nested"):
             if (self.detect, self.propagate, self.apply) != ("none", "none", "none"):
                 return f"scheme {self.name!r}: without a shadow the other policies must be 'none'"
             return None
@@ -138,16 +149,36 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             return f"scheme {self.name!r}: options.buffer.fault: {error}"
         if self.options.shadow_pages < 64:
             return f"scheme {self.name!r}: options.shadow_pages must be at least 64"
-        if self.shadow == "per-privilege":
-            return self._virtual_tlb_problem()
+        problem = self._option_problem()
+        if problem or self.shadow == "per-privilege":
+            return problem or self._virtual_tlb_problem()
         if self.detect == "none" or self.propagate == "none" or self.apply == "none":
             return f"scheme {self.name!r}: shadow tables need detect, propagate and apply"
         return None
 
-    def paging_problem(self, paging: str) -> str | None:
-        """Say in one line why this composition cannot run guests of a paging format, or None."""
+    def _option_problem(self) -> str | None:
+        options = self.options
+        for name, low, high in (
+            ("flood", 0, 1 << 30), ("unsync", 2, 1 << 30), ("prefetch", 0, 1024),
+            ("root_cache", 0, 1 << 30),
+        ):  # fmt: skip
+            value = getattr(options, name)
+            if value is not None and not low <= value <= high:
+                return f"scheme {self.name!r}: options.{name} must be {low} .. {high}"
+        private = self.detect == "out-of-sync" or options.root_cache is not None
+        if self.shadow == "shared" and (private or not options.share_roles):
+            return (
+                f"scheme {self.name!r}: what VCPUs share is kept by role, all of it, and in sync: "
+                "not with detect 'out-of-sync', options.root_cache, options.share_roles false"
+            )
+        return None
+
+    def machine_problem(self, paging: str, tlb: str = "hardware") -> str | None:
+        """Say in one line why this composition cannot run on such a machine, or None."""
         if self.shadow in ("per-privilege", "shared") and paging == "pae":
             return f"scheme {self.name!r} has no form for machine.paging {paging!r}"
+        if self.shadow == "nested" and tlb == "software":
+            return f"scheme {self.name!r} is a walk of the hardware's: not with machine.tlb {tlb!r}"
         return None
 
     def _virtual_tlb_problem(self) -> str | None:
@@ -232,6 +263,26 @@ VTLB_SMP = Scheme(
     about="a virtual TLB per CPU that keeps the hierarchies of roots it ran on and compares them",
 )
 
+PATCH_FLOOD = msgspec.structs.replace(
+    PATCH,
+    name="patch-flood",
+    options=SchemeOptions(flood=16),
+    about="patch, and a table stored to 16 times without a fill gives its trace and shadows up",
+)
+OUT_OF_SYNC = Scheme(
+    name="out-of-sync",
+    detect="out-of-sync",
+    propagate="shootdown",
+    apply="update",
+    shadow="per-cpu",
+    about="leaf tables are written freely and compared at coherency events (Linux KVM, Xen)",
+)
+NESTED = Scheme(
+    name="nested",
+    shadow="nested",
+    about="the hardware walks guest tables through a second-level table: no exits on their changes",
+)
+
 PRESETS = {
     scheme.name: scheme
     for scheme in (
@@ -241,9 +292,12 @@ PRESETS = {
         PATCH,
         PATCH_LOCKED,
         PATCH_SHARED,
+        PATCH_FLOOD,
         VTLB,
         VTLB_EAGER,
         VTLB_SMP,
         WRITE_BUFFER,
+        OUT_OF_SYNC,
+        NESTED,
     )
 }

@@ -122,5 +122,9 @@ class SecondaryData(Protocol):
         """Return how many patches were applied since the last call."""
         ...
 
+    def take_counts(self) -> dict[str, int]:
+        """Return what else happened since the last call, by counter name."""
+        ...
+
     def check(self) -> None:
         """Assert the policy's invariants."""

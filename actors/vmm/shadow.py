@@ -25,7 +25,9 @@ from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.walk import GuestRegisters
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, A, D, FormatSpec, P, W
 
-Role: TypeAlias = tuple[int, int, int]  # guest table gfn, level, fragment (-1: not one)
+# Guest table gfn, level, fragment (-1: not one); and, if shadows are not shared by role, the place
+# where this one is linked: the root's gfn and the first page number beneath.
+Role: TypeAlias = tuple[int, ...]
 FLUSH_ALL = -1
 NO_FRAGMENT = -1
 
@@ -79,6 +81,7 @@ class ShadowSpace:
         self.flushes: list[int] = []
         self._top_in_registers = spec.top if spec.root_registers else -1
         self._reload = False
+        self.emptied: list[int] = []  # guest tables whose last shadow page was dropped
         self.n_dropped = 0
 
     # ---- who shares it --------------------------------------------------------------------------
@@ -146,8 +149,17 @@ class ShadowSpace:
         del tables[page.role]
         if not tables:
             del self._by_table[page.role[0]]
+            self.emptied.append(page.role[0])
         self._memory.give_frame(page.pfn)
         self.n_dropped += 1
+
+    def drop_tree(self, page: ShadowPage) -> None:
+        """Drop a page, and what only it linked, in turn."""
+        children = list(page.children.values())
+        self.drop(page)
+        for child in children:
+            if not child.parents and self._pages.get(child.role) is child:
+                self.drop_tree(child)
 
     # ---- entries --------------------------------------------------------------------------------
 
@@ -159,7 +171,8 @@ class ShadowSpace:
         """Return an entry as the hardware reads it."""
         return self._memory.ram.load(self.entry_hpa(page, index), self._spec.entry_bytes)
 
-    def _entries(self, page: ShadowPage) -> npt.NDArray[np.integer[Any]]:
+    def entries(self, page: ShadowPage) -> npt.NDArray[np.integer[Any]]:
+        """Return a page's entries as a view of machine RAM."""
         ram, n = self._memory.ram, PAGE_BYTES // self._spec.entry_bytes
         words: npt.NDArray[np.integer[Any]] = ram.array64 if n == 512 else ram.array32
         return words[page.pfn * n : (page.pfn + 1) * n]
@@ -288,6 +301,11 @@ class ShadowSpace:
         reload, self._reload = self._reload, False
         return reload
 
+    def take_emptied(self) -> list[int]:
+        """Return the guest tables whose last shadow page went since the last call."""
+        emptied, self.emptied = self.emptied, []
+        return emptied
+
     def all_pages(self) -> list[ShadowPage]:
         """Return every shadow page, least recently used first."""
         return list(self._pages.values())
@@ -305,7 +323,7 @@ class ShadowSpace:
     def check(self) -> None:
         """Assert the class invariant over every page: what RAM holds is what the books say."""
         for page in self._pages.values():
-            present = set(np.flatnonzero(self._entries(page) & P).tolist())
+            present = set(np.flatnonzero(self.entries(page) & P).tolist())
             assert present == set(page.live) | set(page.children), page.role
             assert not set(page.live) & set(page.children)
             for index, gfn in page.live.items():

@@ -15,10 +15,12 @@ from penumbra.actors.vmm.derive import derive_leaf
 from penumbra.actors.vmm.fill import Filler, Forward, Outcome, PlaceTraces
 from penumbra.actors.vmm.follow import Follower
 from penumbra.actors.vmm.parts import UNPAGED, Parts, Shared
+from penumbra.actors.vmm.prefetch import Prefetch
 from penumbra.actors.vmm.propagate import Key
+from penumbra.actors.vmm.resync import Resync
 from penumbra.actors.vmm.secondary import Owed
-from penumbra.actors.vmm.shadow import NO_FRAGMENT
-from penumbra.actors.vmm.top_registers import enter_entries, read_entries
+from penumbra.actors.vmm.shadow import NO_FRAGMENT, ShadowPage
+from penumbra.actors.vmm.top_registers import enter_entries, linked_tables, read_entries
 from penumbra.actors.vmm.walk import REGISTERS, registers_flush
 from penumbra.hw.control import reloads_top
 from penumbra.hw.exits import GeneralProtection
@@ -28,15 +30,18 @@ from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, A, P
 class SubVmm:
     """Shadow tables and coherence of one VCPU.
 
-    Invariant: every table a shadow page derives from is traced, every live shadow entry's guest
-    entry has this VCPU in its interest set, and no store through a shadow entry that maps a traced
-    frame goes unnoticed.
+    Invariant: every table a shadow page derives from is traced or noted to be behind, every live
+    shadow entry's guest entry has this VCPU in its interest set, and no store through a shadow
+    entry that maps a traced frame goes unnoticed.
     """
 
     def __init__(self, vcpu_id: int, shared: Shared) -> None:
         self._parts = parts = Parts(vcpu_id, shared)
         self._follower = Follower(parts)
-        self._filler = Filler(parts, self._follower)
+        self._resync = Resync(parts)
+        self._filler = Filler(parts, self._follower, self._resync)
+        self._prefetch = Prefetch(parts)
+        self._kept_roots: list[int] = []
         self.vcpu_id = vcpu_id
         self.shared = shared
         self.registers = parts.registers
@@ -67,12 +72,18 @@ class SubVmm:
         keys = [
             (gpa & -PAGE_BYTES, at & (PAGE_BYTES - 1))
             for gpa, size in parts
-            if gpa >> PAGE_SHIFT in self._traces
+            if gpa >> PAGE_SHIFT in self._traces and not self._lift(gpa >> PAGE_SHIFT)
             for at in range(gpa & -width, gpa + size, width)
         ]
         if keys:
             self.shared.propagation.begin(self.vcpu_id, keys)
         return keys
+
+    def _lift(self, gfn: int) -> bool:
+        """Let a table go out of sync instead of telling who derives from it, if that may be."""
+        lifted = self.shared.unsync.lift(gfn) is True
+        self._parts.counts["unsync"] += lifted
+        return lifted
 
     def finish_store(self, keys: list[Key]) -> Owed:
         """Tell the consumers (832-842); return who is owed a shootdown of which entry (844).
@@ -112,7 +123,7 @@ class SubVmm:
     def _derive_for_others(self, gfn: int, entry: int) -> int | None:
         """Derive a shadow leaf from the new entry if this table is used as a leaf table only."""
         pages = self.space.of_table(gfn)
-        if len(pages) != 1 or pages[0].level or not entry & P:
+        if not pages or any(page.level for page in pages) or not entry & P:
             return None
         target = (entry & self._spec.frame_mask) >> PAGE_SHIFT
         return derive_leaf(self._spec, entry, target, self._memory, self._traces, self.registers)
@@ -132,12 +143,15 @@ class SubVmm:
             return (base, offset) in path or not pages or any(page.level for page in pages)
 
         self._event(covers)
+        self._resync.address(gva)
+        self._prefetch.after_invlpg(gva)
         self.space.flushes.append(gva)
 
     def event_fault(self, gva: int) -> None:
         """Bring up to date what a delivered page fault covers: the entries `gva` uses alone."""
         path = self._path(gva)
         self._event(lambda base, offset: (base, offset) in path)
+        self._resync.address(gva)
         self.space.flushes.append(gva)
 
     def _event(self, covers: Callable[[int, int], bool]) -> None:
@@ -166,29 +180,56 @@ class SubVmm:
         gfn = (cr3 & self._spec.frame_mask) >> PAGE_SHIFT if paging else UNPAGED
         if paging and gfn not in self._traces:
             return PlaceTraces((gfn,))
+        role = (gfn, self._spec.top, NO_FRAGMENT)
+        lifted = self._resync.to_trace(self.space.find(role))
+        if lifted:
+            return PlaceTraces(lifted)
         self.event_all()
         if self.space.enter(self.registers):
             self._follower.drop_shadows()
         self.registers.cr3 = cr3
-        role = (gfn, self._spec.top, NO_FRAGMENT)
-        self.space.root = self.space.find(role) or self.space.create(role)
-        self.space.root.va_base = 0
+        root = self.space.root = self._parts.shadow(role)
+        root.va_base = 0
         self.shared.roots[self.vcpu_id] = gfn
-        return self.space.root.pfn << PAGE_SHIFT
+        if paging:
+            self._traces.note_upper(gfn)
+        self._resync.beneath(root)
+        self._keep_roots(root)
+        return root.pfn << PAGE_SHIFT
 
-    def _load_registers(self, cr3: int) -> int | GeneralProtection:
+    def _keep_roots(self, root: ShadowPage) -> None:
+        """Drop what hangs only below roots that were in use longer ago than the scheme keeps."""
+        n = self.shared.scheme.options.root_cache
+        if n is None:
+            return
+        gfn = root.role[0]
+        kept = self._kept_roots = [gfn, *(other for other in self._kept_roots if other != gfn)]
+        for old in kept[n + 1 :]:
+            page = self.space.find((old, self._spec.top, NO_FRAGMENT))
+            if page is not None:
+                self.space.drop_tree(page)
+        del kept[n + 1 :]
+        self._parts.drop_traces()
+
+    def _load_registers(self, cr3: int) -> PlaceTraces | int | GeneralProtection:
         entries = self.registers.top
         if self.registers.paging:
             read = read_entries(self._spec, self._memory, cr3)
             if isinstance(read, GeneralProtection):
                 return read
             entries = read
+        lifted: dict[int, None] = {}
+        for page in linked_tables(self._spec, self.space, entries):
+            lifted.update(dict.fromkeys(self._resync.to_trace(page)))
+        if lifted:
+            return PlaceTraces(tuple(lifted))
         self.event_all()
         self.registers.cr3, self.registers.top = cr3, entries
         enter_entries(self._spec, self.space, self.registers)
         self.shared.roots[self.vcpu_id] = REGISTERS
         self.space.take_reload()  # the caller's load does it
         assert self.space.root is not None
+        self._resync.beneath(self.space.root)
         return self.space.root.pfn << PAGE_SHIFT
 
     def privilege(self, user: bool) -> int | None:
@@ -213,6 +254,12 @@ class SubVmm:
     def take_applied(self) -> int:
         """Return how many patches were applied since the last call."""
         return self._follower.take_applied()
+
+    def take_counts(self) -> dict[str, int]:
+        """Return what else has happened since the last call, by counter name."""
+        counts = dict(self._parts.counts)
+        self._parts.counts.clear()
+        return counts
 
     # ---- asked by other CPUs --------------------------------------------------------------------
 
@@ -284,10 +331,15 @@ class SubVmm:
         """Assert the class invariant and the shadow's own."""
         self.space.check()
         for page in self.space.all_pages():
-            gfn, _, fragment = page.role
+            gfn, fragment = page.role[0], page.role[2]
             if gfn in (UNPAGED, REGISTERS):
                 continue
-            assert gfn in self._traces, f"table {gfn:#x} is shadowed and not traced"
+            if self._traces.is_lifted(gfn):
+                assert not page.level, f"upper table {gfn:#x} is out of sync"
+                behind = not page.live or self.shared.unsync.is_behind(self.vcpu_id, gfn)
+                assert behind, f"table {gfn:#x} is taken for equal"
+            else:
+                assert gfn in self._traces, f"table {gfn:#x} is shadowed and not traced"
             if fragment != NO_FRAGMENT:
                 assert page.parents, f"fragment {page.role} outlives its large page"
                 continue

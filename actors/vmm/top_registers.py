@@ -16,7 +16,7 @@ Source: SDM vol. 3, 4.4.1.
 from __future__ import annotations
 
 from penumbra.actors.vmm.memory import MemoryManagement
-from penumbra.actors.vmm.shadow import NO_FRAGMENT, ShadowSpace
+from penumbra.actors.vmm.shadow import NO_FRAGMENT, ShadowPage, ShadowSpace
 from penumbra.actors.vmm.walk import REGISTERS, GuestRegisters
 from penumbra.hw.exits import GeneralProtection
 from penumbra.hw.formats import PAGE_SHIFT, FormatSpec, P
@@ -35,6 +35,15 @@ def read_entries(
         if spec.bad_root_entry(entry):
             return GeneralProtection(f"reserved bits in top-level entry {i}: {entry:#x}")
     return entries
+
+
+def linked_tables(
+    spec: FormatSpec, space: ShadowSpace, entries: tuple[int, ...]
+) -> list[ShadowPage]:
+    """Return the shadows there are of the tables that top-level entries lead to."""
+    tables = [(entry & spec.frame_mask) >> PAGE_SHIFT for entry in entries if entry & P]
+    found = (space.find((table, spec.top - 1, NO_FRAGMENT)) for table in tables)
+    return [page for page in found if page is not None]
 
 
 def enter_entries(spec: FormatSpec, space: ShadowSpace, registers: GuestRegisters) -> None:

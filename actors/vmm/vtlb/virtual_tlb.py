@@ -289,6 +289,9 @@ class VirtualTlb:
         """No top level of a virtual TLB is held in registers (`Scheme.paging_problem`)."""
         return None
 
+    def take_counts(self) -> dict[str, int]:
+        return {}
+
     def take_applied(self) -> int:
         return 0
 

@@ -121,8 +121,9 @@ def test_schemes_are_compared_side_by_side(penumbra: Penumbra) -> None:
     code, out, err = penumbra("compare", "fork-storm", *TINY, "--jobs", "1", "--schemes", three)
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert [line.split()[0] for line in lines[4 : 4 + len(PRESETS)]] == list(PRESETS)
-    assert all(line.endswith("coherent") for line in lines[4 : 4 + len(PRESETS)])
+    table = lines[4 : 4 + len(PRESETS)]
+    assert [line.split()[0] for line in table] == list(PRESETS)
+    assert all(line.endswith("coherent") for line in table)
     assert "memory: agree (2 processes end with the same pages under every scheme)" in lines
     titles = ["where exits come from", "patch: channels, patches at the fullest / posted in all;"]
     assert all(any(line.startswith(title) for line in lines) for title in titles)

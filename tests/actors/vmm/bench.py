@@ -33,6 +33,7 @@ from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.parts import Shared
 from penumbra.actors.vmm.propagate import ImmediateShootdown, Key, PatchChannels
 from penumbra.actors.vmm.schemes import (
+    OUT_OF_SYNC,
     PATCH,
     SHOOTDOWN,
     WRITE_BUFFER,
@@ -113,6 +114,14 @@ def shootdown(**options: object) -> Scheme:
     """Return the shootdown scheme with other options."""
     chosen = msgspec.convert({"shadow_pages": 64, **options}, SchemeOptions)
     return msgspec.structs.replace(SHOOTDOWN, options=chosen)
+
+
+def out_of_sync(
+    propagate: Propagate = "shootdown", apply: Apply = "update", **options: object
+) -> Scheme:
+    """Return the scheme of unsynchronised leaf tables with other options."""
+    chosen = msgspec.convert({"shadow_pages": 64, **options}, SchemeOptions)
+    return msgspec.structs.replace(OUT_OF_SYNC, propagate=propagate, apply=apply, options=chosen)
 
 
 class Bench:
@@ -414,9 +423,9 @@ class Bench:
             self.oracle.used(vcpu, gva, kind, user, self._used)
         self.log.append(Seen("emulated", vcpu, accesses[-1][0]))
         self._finish_store(vcpu, keys)
-        first = written[0][0]
-        if keys and submm.flooded(first >> PAGE_SHIFT, _overwrites_page(work, at, first)):
-            self.untrace(first >> PAGE_SHIFT)
+        for gpa, _ in written if keys else ():
+            if submm.flooded(gpa >> PAGE_SHIFT, _overwrites_page(work, at, gpa)):
+                self.untrace(gpa >> PAGE_SHIFT)
         return None, at, done is not None
 
     def _finish_store(self, vcpu: int, keys: list[Key]) -> None:

@@ -34,7 +34,17 @@ from penumbra.hw.formats import (
 from penumbra.hw.operations import Fill
 from penumbra.hw.streams import FETCH, READ, WRITE
 
-from .bench import CR4, LINK, PROTECTED, USED, Bench, patch, shootdown, write_buffer
+from .bench import (
+    CR4,
+    LINK,
+    PROTECTED,
+    USED,
+    Bench,
+    out_of_sync,
+    patch,
+    shootdown,
+    write_buffer,
+)
 
 Step = tuple[str, int, int, int]
 TOO_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -203,6 +213,15 @@ SCHEMES = {
     "one shadow, one slot": one_shadow(patch(capacity=1, overflow="lost")),
     "one shadow, a locked channel": one_shadow(patch("invalidate", channels="shared", capacity=4)),
     "one shadow, shot down": one_shadow(shootdown(flood=3)),
+    "patch, fetching ahead": patch(prefetch=4, prefetch_invlpg=True),
+    "shootdown, fetching ahead": shootdown(prefetch=512, prefetch_invlpg=True),
+    "patch, nothing shared, no previous root": patch(share_roles=False, capacity=2, root_cache=0),
+    "out of sync": out_of_sync(),
+    "out of sync, two tables": out_of_sync(unsync=2, apply="invalidate"),
+    "out of sync, patches above": out_of_sync("patch", prefetch=8, prefetch_invlpg=True),
+    "out of sync, nothing shared, one previous root": out_of_sync(
+        "patch", "invalidate", share_roles=False, root_cache=1
+    ),
 }
 
 
@@ -284,7 +303,7 @@ class Walk:
 @pytest.mark.shows("V2", "V5", "V6", "P3", "P4", "P5", "P10", "W1", "W2", "W3", "W5", "W6")
 @pytest.mark.parametrize(
     ("world", "scheme"),
-    [(w, s) for w in WORLDS for s in SCHEMES if not SCHEMES[s].paging_problem(w)],
+    [(w, s) for w in WORLDS for s in SCHEMES if not SCHEMES[s].machine_problem(w)],
 )
 @settings(max_examples=30, deadline=None, suppress_health_check=TOO_SLOW)
 @given(script=steps())

@@ -7,6 +7,8 @@ import pytest
 
 from penumbra.actors.vmm.schemes import (
     NATIVE,
+    NESTED,
+    OUT_OF_SYNC,
     PATCH,
     PRESETS,
     SHOOTDOWN,
@@ -53,6 +55,18 @@ def test_each_preset_runs_under_its_own_name() -> None:
                 PATCH, options=SchemeOptions(channels="shared", in_use="outside")
             ),
             "options.in_use is a choice of 'pair' channels alone",
+        ),
+        (msgspec.structs.replace(NESTED, detect="write-trace"), "without a shadow the other"),
+        (msgspec.structs.replace(OUT_OF_SYNC, options=SchemeOptions(unsync=1)), "options.unsync"),
+        (msgspec.structs.replace(PATCH, options=SchemeOptions(prefetch=-1)), "options.prefetch"),
+        (msgspec.structs.replace(OUT_OF_SYNC, shadow="shared"), "and in sync"),
+        (
+            msgspec.structs.replace(PATCH, options=SchemeOptions(root_cache=-1)),
+            "options.root_cache",
+        ),
+        (
+            msgspec.structs.replace(PATCH, options=SchemeOptions(flood=-1)),
+            "options.flood must be 0",
         ),
     ],
 )
