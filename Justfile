@@ -81,6 +81,14 @@ embed-examples: setup-dev
 litmus *args="tests/data/litmus_sample.json": setup-demo
     @{{ penumbra }} litmus "$@"
 
+# Measure what things cost, each row a ratio within one run: `just bench [ROW-GLOB] [--pairs N] [--json]`.
+bench *args: setup-dev
+    {{ python }} benchmarks "$@"
+
+# The same, and write it to a file under benchmarks/results/ named by commit and date.
+bench-record *args: setup-dev
+    {{ python }} benchmarks --record benchmarks/results "$@"
+
 # Print the JSON schema of the configuration file.
 schema *args: setup-demo
     @{{ penumbra }} schema "$@"
