@@ -16,7 +16,7 @@ import numpy as np
 import raw
 from harness import Kind, Line, Row, Sampler, Side, Summary, Unavailable, pair, sides
 
-from penumbra.actors.core import ATOMIC, Consumer, Matrix, Order, Producer
+from penumbra.actors.core import ATOMIC, Consumer, Layout, Matrix, Order, Producer
 from penumbra.actors.core.batch import Batch
 
 CAPACITY, N_VCPUS = 64, 4
@@ -61,7 +61,7 @@ def batch(n: int) -> Iterator[Sampler]:
     """Stores of `n` entries a call by compiled code, each told to one consumer; 64 are live."""
     if importlib.util.find_spec("numba") is None:
         raise Unavailable("numba is not installed (extra `fast`)")
-    matrix = Matrix(N_VCPUS, CAPACITY)
+    matrix = Matrix(N_VCPUS, CAPACITY, Layout(N_VCPUS, CAPACITY).new_array())
     producer = Batch(matrix.producer(0), "numba")
     primary = np.zeros(CAPACITY, np.int64)
     at = np.arange(n, dtype=np.int64) % CAPACITY

@@ -5,6 +5,7 @@ make a whole column of stores, each with its own P1-P9: pending, the store, its 
 pending again. The steps are those of `slots`; compiled by numba they cost a fiftieth of what a call
 of Python per step costs. Without numba the same functions run plain and leave the same words.
 
+    matrix = Matrix(n, capacity, Layout(n, capacity).new_array())
     batch = Batch(matrix.producer(0))
     done = batch.post_batch(1, primary, at, values, base, offsets, derived, count)
 
@@ -98,7 +99,7 @@ def _compiled() -> Callable[..., int]:
     for source in ("batch.py", "slots.py", "order.py", "patch.py", "words.py"):
         digest.update(Path(__file__).with_name(source).read_bytes())
     names: dict[str, Any] = {**vars(slots), **globals()}
-    for function in (slots.ring, slots.coalesce, slots.post, post_batch):
+    for function in (slots.ring, slots.coalesce_unversioned, slots.post, post_batch):
         copy = FunctionType(function.__code__, names, function.__name__)
         copy.__qualname__ = f"{digest.hexdigest()}.{function.__name__}"
         names[function.__name__] = numba.njit(cache=True, nogil=True)(copy)
@@ -114,7 +115,8 @@ class Batch:
     Not for a producer that needs a fence: between processes every store takes its own.
 
     Args:
-        engine: `numba`, `plain`, or None: numba if it is installed.
+        engine: `numba`, which wants the matrix's words as one piece of memory, or `plain`; None:
+            numba if it is installed.
 
     Raises:
         ValueError: The producer is fenced, its order moves a step of the batch, or its words cannot
@@ -190,7 +192,7 @@ class Batch:
         else:
             columns = _plain(primary, at, values, offsets, derived)
         done = run(
-            self._words, producer._pending, producer._channels[consumer], hint, keys,
+            self._words, producer._pending, producer._ends[consumer].channel, hint, keys,
             producer._order, producer._sequence, columns[0], columns[1], columns[2],
             base, columns[3], columns[4], count, total,
         )  # fmt: skip
@@ -203,7 +205,7 @@ class Batch:
 
     def _note(self, consumer: int) -> None:
         """Add the outcomes to the producer's own."""
-        tally = self._producer._tallies[consumer]
+        tally = self._producer._ends[consumer].tally
         for code, n in enumerate(self._total):
             if n:
                 tally[code] += int(n)
@@ -212,12 +214,11 @@ class Batch:
 
     def _hint(self, consumer: int) -> tuple[Any, Any]:
         """Return this batch's hints, empty if plain posts came in between; empty theirs."""
-        producer = self._producer
-        if self._tallies.get(consumer) != producer._tallies[consumer]:
-            self._hints[consumer] = self._new_hint(len(producer._keys[consumer]))
-        if producer._hints[consumer]:
-            producer._hints[consumer].clear()
-            producer._keys[consumer] = [_NOTHING] * len(producer._keys[consumer])
+        end = self._producer._ends[consumer]
+        if self._tallies.get(consumer) != end.tally:
+            self._hints[consumer] = self._new_hint(len(end.keys))
+        if end.hint:
+            end.forget()
         return self._hints[consumer]
 
     def _new_hint(self, capacity: int) -> tuple[Any, Any]:
