@@ -94,7 +94,8 @@ class Filler:
         root, top = self._space.root, self._spec.top
         assert root is not None, "no root is loaded"
         index = self._spec.levels[top].index(gva)
-        leaf = Step(top, (UNPAGED << PAGE_SHIFT) + index * self._spec.entry_bytes, _IDENTITY)
+        n_bytes = self._spec.entry_bytes
+        leaf = Step(top, (UNPAGED << PAGE_SHIFT) + index * n_bytes, _IDENTITY, UNPAGED, index)
         page, at = self._fragment(root, index, leaf, gva)
         value = derive_leaf(
             self._spec, _IDENTITY, target, self._memory, self._traces, self._registers
@@ -104,19 +105,17 @@ class Filler:
 
     def _walk(self, gva: int, kind: int, user: bool) -> list[Step] | Forward | PlaceTraces:
         """Walk the guest with every table on the path traced and this VCPU registered first."""
-        walker, traces = self._walker, self._traces
+        walker, traces, vcpu_id = self._walker, self._traces, self._vcpu_id
         while True:
             if not walker.resolve(self._registers, gva, kind, user):
                 return Forward(walker.error)
             steps = walker.steps()
-            untraced = tuple(step.gfn for step in steps if step.gfn not in traces)
+            untraced = [step.gfn for step in steps if step.gfn not in traces]
             if untraced:
-                return PlaceTraces(untraced)  # 812
+                return PlaceTraces(tuple(untraced))  # 812
             fresh = False
             for step in steps:
-                index = self._parts.index(step.gpa)
-                fresh |= not traces.consumers(step.gfn, index) >> self._vcpu_id & 1
-                traces.register(step.gfn, index, self._vcpu_id)
+                fresh |= traces.register(step.gfn, step.index, vcpu_id)
             if not fresh:
                 return steps
             # Registered after the read: read again, or a change in between would be missed (EP4).
@@ -135,18 +134,17 @@ class Filler:
     def _install(self, steps: list[Step], gva: int, target: int) -> None:
         """Make the shadow path of `gva` equal to the guest's and install its leaf."""
         space, spec = self._space, self._spec
-        self._parts.filling = frozenset((step.gfn, self._parts.index(step.gpa)) for step in steps)
+        self._parts.filling = frozenset([(step.gfn, step.index) for step in steps])
         self._drain_detached(steps)
         page = space.root
         assert page is not None, "no root is loaded"
         for step, below in pairwise(steps):
             role = (below.gfn, below.level, NO_FRAGMENT)
             child = space.find(role) or space.create(role)
-            space.link(page, self._parts.index(step.gpa), child, link_rights(spec, step.entry), gva)
+            space.link(page, step.index, child, link_rights(spec, step.entry), gva)
             page = child
         leaf = steps[-1]
-        index = self._parts.index(leaf.gpa)
-        entry = leaf.entry
+        index, entry = leaf.index, leaf.entry
         if leaf.level:
             page, index = self._fragment(page, index, leaf, gva)
             # An event anywhere in a large page ends all of it: no piece may outlive a CR3 load.
@@ -159,12 +157,14 @@ class Filler:
         """Bring up to date what is about to be linked anew, all that hangs below it too (EP7)."""
         page, bases = self._space.root, set[int]()
         for step, below in pairwise(steps):
-            child = self._space.find((below.gfn, below.level, NO_FRAGMENT))
-            if child and (
-                page is None or page.children.get(self._parts.index(step.gpa)) is not child
-            ):
-                bases |= {table << PAGE_SHIFT for table in _tables_below(child)}
-            page = child
+            role = (below.gfn, below.level, NO_FRAGMENT)
+            linked = page.children.get(step.index) if page else None
+            if linked is not None and linked.role == role:
+                page = linked
+                continue
+            page = self._space.find(role)
+            if page is not None:
+                bases |= {table << PAGE_SHIFT for table in _tables_below(page)}
         if bases:
             propagation = self._shared.propagation
             self._follower.follow(propagation.drain(self._vcpu_id, lambda base, _: base in bases))
@@ -177,7 +177,7 @@ class Filler:
         inside = gva & ((1 << spec.levels[leaf.level].shift) - 1)
         for level in range(leaf.level - 1, -1, -1):
             part = inside >> spec.levels[level + 1].shift
-            role = (leaf.gfn, level, self._parts.index(leaf.gpa) << 20 | part)
+            role = (leaf.gfn, level, leaf.index << 20 | part)
             child = space.find(role) or space.create(role)
             space.link(page, index, child, link_rights(spec, leaf.entry), gva)
             page, index = child, spec.levels[level].index(gva)

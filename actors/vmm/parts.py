@@ -11,7 +11,7 @@ from penumbra.actors.vmm.schemes import Scheme
 from penumbra.actors.vmm.shadow import ShadowSpace
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.actors.vmm.walk import GuestRegisters
-from penumbra.hw.formats import PAGE_BYTES, FormatSpec
+from penumbra.hw.formats import FormatSpec
 
 # Stands for the table that a guest without paging does not have: every address is physical.
 UNPAGED = -2
@@ -50,7 +50,3 @@ class Parts:
     def _gone(self, gfn: int, index: int) -> None:
         if (gfn, index) not in self.filling:
             self.shared.traces.forget(gfn, index, self.vcpu_id)
-
-    def index(self, gpa: int) -> int:
-        """Return the index of the entry at a guest-physical address."""
-        return (gpa & (PAGE_BYTES - 1)) // self.shared.spec.entry_bytes
