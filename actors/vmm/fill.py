@@ -115,7 +115,7 @@ class Filler:
                 return PlaceTraces(tuple(untraced))  # 812
             fresh = False
             for step in steps:
-                fresh |= traces.register(step.gfn, step.index, vcpu_id)
+                fresh |= traces.register(step.gfn, step.place, vcpu_id)
             if not fresh:
                 return steps
             # Registered after the read: read again, or a change in between would be missed (EP4).
@@ -134,17 +134,17 @@ class Filler:
     def _install(self, steps: list[Step], gva: int, target: int) -> None:
         """Make the shadow path of `gva` equal to the guest's and install its leaf."""
         space, spec = self._space, self._spec
-        self._parts.filling = frozenset([(step.gfn, step.index) for step in steps])
+        self._parts.filling = frozenset([(step.gfn, step.place) for step in steps])
         self._drain_detached(steps)
         page = space.root
         assert page is not None, "no root is loaded"
         for step, below in pairwise(steps):
             role = (below.gfn, below.level, NO_FRAGMENT)
             child = space.find(role) or space.create(role)
-            space.link(page, step.index, child, link_rights(spec, step.entry), gva)
+            space.link(page, step.place, child, link_rights(spec, step.entry), gva)
             page = child
         leaf = steps[-1]
-        index, entry = leaf.index, leaf.entry
+        index, entry = leaf.place, leaf.entry
         if leaf.level:
             page, index = self._fragment(page, index, leaf, gva)
             # An event anywhere in a large page ends all of it: no piece may outlive a CR3 load.
@@ -158,7 +158,7 @@ class Filler:
         page, bases = self._space.root, set[int]()
         for step, below in pairwise(steps):
             role = (below.gfn, below.level, NO_FRAGMENT)
-            linked = page.children.get(step.index) if page else None
+            linked = page.children.get(step.place) if page else None
             if linked is not None and linked.role == role:
                 page = linked
                 continue
@@ -177,7 +177,7 @@ class Filler:
         inside = gva & ((1 << spec.levels[leaf.level].shift) - 1)
         for level in range(leaf.level - 1, -1, -1):
             part = inside >> spec.levels[level + 1].shift
-            role = (leaf.gfn, level, leaf.index << 20 | part)
+            role = (leaf.gfn, level, leaf.place << 20 | part)
             child = space.find(role) or space.create(role)
             space.link(page, index, child, link_rights(spec, leaf.entry), gva)
             page, index = child, spec.levels[level].index(gva)

@@ -65,14 +65,14 @@ class Step(NamedTuple):
 
     Attributes:
         gfn: The guest table it stands in.
-        index: Its place there.
+        place: Its index there.
     """
 
     level: int
     gpa: int
     entry: int
     gfn: int
-    index: int
+    place: int
 
     @classmethod
     def at(cls, level: int, gpa: int, entry: int, entry_bytes: int) -> Step:
@@ -126,8 +126,8 @@ class GuestWalker:
         steps = []
         for level in range(self._spec.top, reg[_LEVEL] - 1, -1):
             gpa = reg[_PATH + level]
-            index = (gpa & _IN_PAGE) // n_bytes
-            steps.append(Step(level, gpa, reg[_ENTRY + level] & _MASK64, gpa >> PAGE_SHIFT, index))
+            place = (gpa & _IN_PAGE) // n_bytes
+            steps.append(Step(level, gpa, reg[_ENTRY + level] & _MASK64, gpa >> PAGE_SHIFT, place))
         return steps
 
     def frame(self, gva: int) -> int:
