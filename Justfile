@@ -72,6 +72,13 @@ buffer-pool *args: setup-demo
 swap-thrash *args: setup-demo
     @{{ penumbra }} compare examples/swap_thrash.toml "$@"
 
+# Compare schemes on a recorded program, a shell pipeline of eleven processes.
+recorded *args: setup-demo
+    @{{ penumbra }} compare examples/recorded.toml "$@"
+
+# Run every example.
+examples: fork-storm mmap-churn shootdown-stress process-switcher buffer-pool swap-thrash recorded embed-examples
+
 # Run the examples of derived data and a machine inside a Starlette (asyncio) and a trio application.
 embed-examples: setup-dev
     {{ python }} examples/embed_starlette.py

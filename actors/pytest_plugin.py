@@ -16,10 +16,11 @@ Enabled explicitly, `-p penumbra.actors.pytest_plugin`; loading it imports nothi
             assert await label("apple") == "apple: 4"
 
 A machine or a fabric runs in whatever event loop runs the test. It has its checker, and fails the
-test at the first access that nothing allows, the first read that is stale. The seed comes from `--penumbra-seed`, else from the marker,
-else it is 0. When a test that made machines fails, its report tells each one's *replay token*, seed
-and hashes of configuration and workload, and the command that runs it again. Given the token of a
-machine instead of a bare seed, `--penumbra-seed` refuses a test that no longer makes that machine.
+test at the first access that nothing allows, the first read that is stale. The seed comes from
+`--penumbra-seed`, else from the marker, else it is 0. When a test that made machines fails, its
+report tells each one's *replay token*, seed and hashes of configuration and workload, and the
+command that runs it again. Given the token of a machine instead of a bare seed, `--penumbra-seed`
+refuses a test that no longer makes that machine.
 
 Nothing here ever starts an event loop, but for `run_blocking`.
 """
