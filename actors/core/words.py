@@ -24,6 +24,7 @@ Source: A40 Figs 9 and 10, ¶98-103.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Protocol, TypeAlias
@@ -69,6 +70,15 @@ class Words(Protocol):
 
     def __getitem__(self, at: int, /) -> int: ...
     def __setitem__(self, at: int, value: int, /) -> None: ...
+
+
+def rows_of(words: Words) -> Callable[[slice], list[int]] | None:
+    """Return what reads a row of words, each once and in order; None if they come one by one."""
+    if isinstance(words, list):
+        return words.__getitem__
+    if isinstance(words, memoryview):
+        return lambda row: words[row].tolist()
+    return None
 
 
 class InUse(IntEnum):
