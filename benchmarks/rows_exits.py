@@ -5,7 +5,7 @@ way, messages encoded and decoded, counted and logged; the checker is off. Schem
 
 hidden: a load of a page the guest maps and the shadow does not hold yet.
 traced store: a store to a page-table entry that this VCPU has derived: fault, emulation, one patch.
-event: a CR3 load that finds 16 patches; the entries have changed, so 16 shadow entries follow.
+event: a CR3 load that finds 16 patches; each entry maps another frame now, so 16 leaves follow.
 guest fault: a first store to a page: a true fault to the guest, its handler, the retry.
 """
 

@@ -29,8 +29,8 @@ def entry_at(page: int) -> int:
 
 
 def entry_of(page: int, mark: int = 0) -> int:
-    """Return that entry; `mark` goes into a bit that hardware ignores."""
-    return (_FIRST_DATA + page) << 12 | (mark & 1) << 9 | A | D | P | W
+    """Return that entry; with an odd `mark` it maps the frame of the page's neighbour."""
+    return (_FIRST_DATA + (page ^ (mark & 1))) << 12 | A | D | P | W
 
 
 class SmallGuest:
