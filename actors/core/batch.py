@@ -224,14 +224,15 @@ class Batch:
     def _new_hint(self, capacity: int) -> tuple[Any, Any]:
         if self.engine == "plain":
             return {}, [_NOTHING] * capacity
-        import numba
+        from numba import typed, types
 
-        types: Any = numba.types
-        number, key = types.int64, types.UniTuple(types.int64, 2)
-        keys = numba.typed.List.empty_list(key)
+        made: Any = typed  # no checker knows what is in these two
+        words: Any = types
+        key = words.UniTuple(words.int64, 2)
+        keys = made.List.empty_list(key)
         for _ in range(capacity):
             keys.append(_NOTHING)
-        return numba.typed.Dict.empty(key, number), keys
+        return made.Dict.empty(key, words.int64), keys
 
 
 def _plain(primary: Column, *columns: Column) -> list[Any]:
