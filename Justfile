@@ -80,6 +80,13 @@ swap-thrash *args: setup-demo
 page-splitting *args: setup-demo
     @{{ penumbra }} compare examples/page_splitting.toml "$@"
 
+# Compare schemes on a recorded program, a shell pipeline of eleven processes.
+recorded *args: setup-demo
+    @{{ penumbra }} compare examples/recorded.toml "$@"
+
+# Run every example.
+examples: fork-storm mmap-churn shootdown-stress process-switcher buffer-pool swap-thrash page-splitting recorded embed-examples
+
 # Run the examples of derived data and a machine inside a Starlette (asyncio) and a trio application.
 embed-examples: setup-dev
     {{ python }} examples/embed_starlette.py
@@ -88,6 +95,14 @@ embed-examples: setup-dev
 # Run TLB litmus tests under every scheme, in every order; the shipped sample unless a file is given.
 litmus *args="tests/data/litmus_sample.json": setup-demo
     @{{ penumbra }} litmus "$@"
+
+# Measure what things cost, each row a ratio within one run: `just bench [ROW-GLOB] [--pairs N] [--json]`.
+bench *args: setup-dev
+    {{ python }} benchmarks "$@"
+
+# The same, and write it to a file under benchmarks/results/ named by commit and date.
+bench-record *args: setup-dev
+    {{ python }} benchmarks --record benchmarks/results "$@"
 
 # Print the JSON schema of the configuration file.
 schema *args: setup-demo

@@ -1,4 +1,4 @@
-"""Machines and matrices in other people's tests; a failure prints what replays it.
+"""Machines, matrices and fabrics in other people's tests; a failure prints what replays it.
 
 Enabled explicitly, `-p penumbra.actors.pytest_plugin`; loading it imports nothing heavy.
 
@@ -10,11 +10,17 @@ Enabled explicitly, `-p penumbra.actors.pytest_plugin`; loading it imports nothi
     @pytest.mark.penumbra_matrix(n=2, capacity=1)
     def test_that(matrix, penumbra_seed): ...
 
-A machine runs in whatever event loop runs the test. It has its checker, and `run` fails the test at
-the first access that nothing allows. The seed comes from `--penumbra-seed`, else from the marker,
-else it is 0. When a test that made machines fails, its report tells each one's *replay token*, seed
-and hashes of configuration and workload, and the command that runs it again. Given the token of a
-machine instead of a bare seed, `--penumbra-seed` refuses a test that no longer makes that machine.
+    async def test_derived(fabric):                   # every read is compared with the primary data
+        async with fabric(prices, workers=2) as running:
+            prices.set("apple", 4)
+            assert await label("apple") == "apple: 4"
+
+A machine or a fabric runs in whatever event loop runs the test. It has its checker, and fails the
+test at the first access that nothing allows, the first read that is stale. The seed comes from
+`--penumbra-seed`, else from the marker, else it is 0. When a test that made machines fails, its
+report tells each one's *replay token*, seed and hashes of configuration and workload, and the
+command that runs it again. Given the token of a machine instead of a bare seed, `--penumbra-seed`
+refuses a test that no longer makes that machine.
 
 Nothing here ever starts an event loop, but for `run_blocking`.
 """
@@ -25,7 +31,8 @@ import hashlib
 import os
 import re
 import shlex
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
@@ -34,6 +41,7 @@ import pytest
 
 if TYPE_CHECKING:
     from penumbra.actors.check import Oracle, Verdict
+    from penumbra.actors.coherent import Fabric, Source
     from penumbra.actors.core import Matrix
     from penumbra.actors.machine.config import MachineConfig
     from penumbra.actors.machine.machine import Machine
@@ -224,6 +232,52 @@ def matrix(request: pytest.FixtureRequest) -> Iterator[Matrix]:
     made = Matrix(**arguments)
     yield made
     made.check()
+
+
+@dataclass
+class FabricMaker:
+    """The fixture `fabric`: runs checked fabrics of derived data; the seed orders their workers.
+
+    Attributes:
+        made: What the test has asked for so far.
+    """
+
+    seed: int
+    made: list[Fabric] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def __call__(
+        self, *sources: Source[Any, Any], seeded: bool = True, **arguments: Any
+    ) -> AsyncIterator[Fabric]:
+        """Run a fabric of these sources for the block, in the caller's event loop.
+
+        Each read of a view is checked; the invariants are asserted when the block ends well.
+
+        Args:
+            seeded: A conductor with the test's seed chooses which worker runs next, so that a
+                failure can be replayed; False: the event loop does.
+            arguments: Of `Fabric`, such as `workers`, `capacity` and `lazy`.
+
+        Raises:
+            StaleRead: A view gave what the primary data do not give.
+            ValueError, TypeError: There is no such fabric.
+        """
+        from penumbra.actors.coherent import Fabric, checked
+        from penumbra.actors.runtime import Conductor, LowestKey
+
+        if seeded:
+            arguments.setdefault("conductor", Conductor(LowestKey(self.seed)))
+        running = Fabric(*sources, **arguments)
+        self.made.append(running)
+        async with running, checked(running):
+            yield running
+            running.check()
+
+
+@pytest.fixture
+def fabric(penumbra_seed: int) -> FabricMaker:
+    """Return the maker of checked fabrics: `async with fabric(source, workers=2) as running`."""
+    return FabricMaker(penumbra_seed)
 
 
 # ---- hooks ---------------------------------------------------------------------------------------

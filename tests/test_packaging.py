@@ -67,6 +67,7 @@ def content(wheel: Path) -> dict[str, str]:
         }
 
 
+@pytest.mark.shows("K8")
 def test_the_wheel_holds_every_file_of_the_tree_and_nothing_else(wheel: Path) -> None:
     in_tree = {
         f"penumbra/{path.relative_to(wheel.parent.parent / 'source').as_posix()}"
@@ -80,6 +81,7 @@ def test_the_wheel_holds_every_file_of_the_tree_and_nothing_else(wheel: Path) ->
     assert {f"penumbra/{folder}/py.typed" for folder in FOLDERS} <= in_wheel
 
 
+@pytest.mark.shows("K8")
 def test_the_listed_packages_are_the_folders_that_hold_modules() -> None:
     in_tree = {
         ".".join(("penumbra", *path.parent.relative_to(ROOT).parts))
@@ -89,6 +91,7 @@ def test_the_listed_packages_are_the_folders_that_hold_modules() -> None:
     assert pyproject()["tool"]["setuptools"]["packages"] == sorted(in_tree)
 
 
+@pytest.mark.shows("K8")
 def test_the_metadata_says_what_is_needed_and_what_is_run(wheel: Path) -> None:
     files = content(wheel)
     metadata = message_from_string(files["METADATA"])
@@ -99,6 +102,7 @@ def test_the_metadata_says_what_is_needed_and_what_is_run(wheel: Path) -> None:
     assert {need.name: need.marker for need in needs} == {
         **dict.fromkeys(("anyio", "msgspec", "numpy", "rich", "trio")),
         **dict.fromkeys(("httpx", "starlette"), Marker('extra == "examples"')),
+        **dict.fromkeys(("pycachesim", "thespian", "uvloop"), Marker('extra == "bench"')),
         "numba": Marker('extra == "fast"'),
         "unicorn": Marker('extra == "x86"'),
     }

@@ -54,6 +54,8 @@ class BroadcastProducer(Producer):
         order: Order = Order.CORRECT,
     ) -> None:
         super().__init__(words, layout, index, ports=ports, order=order)
+        self._channels = [end.channel for end in self._ends]
+        self._tallies = [end.tally for end in self._ends]
         everyone = (1 << layout.n) - 1
         self._told = [everyone] * layout.capacity  # a dead predecessor may have told anyone
         self._slot_of: dict[tuple[int, int], int] = {}

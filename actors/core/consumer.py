@@ -26,6 +26,8 @@ Source: A40 Fig. 12, steps 860-880; ¶128 for freeing at 866.
 from __future__ import annotations
 
 from collections.abc import Callable, Container
+from itertools import compress
+from operator import ne
 from typing import Final
 
 from penumbra.actors.core.order import Order
@@ -35,10 +37,12 @@ from penumbra.actors.core.slots import FIELDS, copy_new, copy_slot
 from penumbra.actors.core.words import (
     COUNT,
     LOST,
+    PENDING_WORDS,
     TAIL,
     VOID,
     Layout,
     Words,
+    rows_of,
 )
 
 Covers = Callable[[int, int], bool]
@@ -86,6 +90,11 @@ class Consumer:
             None if ports is LOCAL or order & Order.NO_CONSUMER_FENCE else ports.fence
         )
         n = layout.n
+        self._everyone = range(n)
+        # Plain memory gives a row of words in one piece; the stepper's gives one load at a time.
+        self._row: Callable[[slice], list[int]] | None = rows_of(words)
+        self._pending_row = slice(layout.pending(0), layout.pending(n), PENDING_WORDS)
+        self._bell_row = slice(layout.bell(0, index), layout.bell(0, index) + n)
         self._pending = [layout.pending(producer) for producer in range(n)]
         self._bells = [layout.bell(producer, index) for producer in range(n)]
         self._channels = [layout.channel(producer, index) for producer in range(n)]
@@ -279,6 +288,8 @@ class Consumer:
             since: C2 finds them. The store that replaced it began after this event.
         """
         words = self._words
+        if self._row is not None and not any(self._row(self._pending_row)):
+            return
         for producer, at in enumerate(self._pending):
             record = words[at]
             if not record:
@@ -295,6 +306,13 @@ class Consumer:
         if self._order & _BELL_FLAG:
             return self._rung_by_flag()
         words, seen, left = self._words, self._seen_bells, self._left
+        if self._row is not None:
+            bells = self._row(self._bell_row)
+            self._seen_bells = bells
+            moved = list(compress(self._everyone, map(ne, bells, seen)))
+            if not any(left):
+                return moved
+            return sorted({*moved, *compress(self._everyone, left)})
         rung = []
         for producer, at in enumerate(self._bells):
             bell = words[at]

@@ -82,7 +82,7 @@ class _Stage:
 
     def initial(self) -> dict[int, int]:
         """Fill every channel with a patch for z, as a producer does."""
-        words = self.layout.new_words()
+        words = self.layout.new_array()
         matrix = Matrix(self.world.n, 1, words, channels=self.world.channels)
         for cpu in range(self.world.n):
             producer = matrix.producer(cpu)

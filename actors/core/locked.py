@@ -55,6 +55,8 @@ class LockedProducer(Producer):
         order: Order = Order.CORRECT,
     ) -> None:
         super().__init__(words, layout, index, ports=ports, order=order)
+        self._channels = [end.channel for end in self._ends]
+        self._tallies = [end.tally for end in self._ends]
         self._layout = layout
         self._ports = ports
         self._n_locks = 0

@@ -25,7 +25,7 @@ Source: A40 Fig. 11, steps 830-848; ¶120 for the order of the last two stores o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from penumbra.actors.core.order import Order
 from penumbra.actors.core.patch import Outcome, ProtocolError
@@ -36,11 +36,13 @@ from penumbra.actors.core.words import (
     LOST,
     MAX_ENTRIES,
     VOID,
+    Channel,
     Layout,
     Words,
 )
 
 _NO_PENDING: Final = int(Order.NO_PENDING)
+_NOT_AT_BEGIN: Final = int(Order.NO_PENDING | Order.PENDING_AFTER_STORE)
 _PENDING_AFTER_STORE: Final = int(Order.PENDING_AFTER_STORE)
 _PENDING_CLEARED_EARLY: Final = int(Order.PENDING_CLEARED_EARLY)
 
@@ -48,6 +50,26 @@ _OUTCOMES: Final = (Outcome.POSTED, Outcome.COALESCED, Outcome.FULL)
 
 _NOTHING: Final[tuple[int, int]] = (-1, -1)
 _IDLE, _BEGUN, _STORED = range(3)
+
+
+class End(NamedTuple):
+    """What a producer keeps for one of its channels.
+
+    Attributes:
+        hint: Which slot was last used for an entry; may have forgotten.
+        keys: Its inverse, by slot.
+        tally: Posts by the codes of their outcomes.
+    """
+
+    channel: Channel
+    hint: dict[tuple[int, int], int]
+    keys: list[tuple[int, int]]
+    tally: list[int]
+
+    def forget(self) -> None:
+        """Forget which slot holds which entry."""
+        self.hint.clear()
+        self.keys[:] = [_NOTHING] * len(self.keys)
 
 
 class Producer:
@@ -72,11 +94,10 @@ class Producer:
         self._fence: Callable[[], None] | None = (
             None if ports is LOCAL or order & Order.NO_PRODUCER_FENCE else ports.fence
         )
-        channels = [layout.channel(index, consumer) for consumer in range(layout.n)]
-        self._channels = channels
-        self._hints: list[dict[tuple[int, int], int]] = [{} for _ in channels]
-        self._keys: list[list[tuple[int, int]]] = [[_NOTHING] * layout.capacity for _ in channels]
-        self._tallies = [[0, 0, 0] for _ in channels]
+        self._ends = [
+            End(layout.channel(index, consumer), {}, [_NOTHING] * layout.capacity, [0, 0, 0])
+            for consumer in range(layout.n)
+        ]
         self._entries: Sequence[tuple[int, int]] = ()
         self._sequence = 0
         self._count = 0
@@ -91,11 +112,17 @@ class Producer:
         Raises:
             ProtocolError: The last store has not ended, or there are no or too many entries.
         """
-        if self._phase != _IDLE or not 1 <= len(entries) <= MAX_ENTRIES:
-            raise ProtocolError(f"begin with {len(entries)} entries in phase {self._phase}")
+        n = len(entries)
+        if self._phase != _IDLE or not 0 < n <= MAX_ENTRIES:
+            raise ProtocolError(f"begin with {n} entries in phase {self._phase}")
         self._phase = _BEGUN
-        if self._order & (_NO_PENDING | _PENDING_AFTER_STORE):
+        if self._order & _NOT_AT_BEGIN:
             self._entries = entries
+        elif n == 1:  # what nearly every store is
+            words, at = self._words, self._pending
+            words[at + 1], words[at + 2] = entries[0]
+            self._sequence = sequence = self._sequence + 1
+            words[at] = sequence << 2 | 1
         else:
             self._publish(entries)
 
@@ -134,19 +161,14 @@ class Producer:
         """
         if self._phase != _STORED:
             raise ProtocolError(f"post in phase {self._phase}: the store must be done first")
+        channel, hint, keys, tally = self._ends[consumer]
+        usefulness = self._count
+        if derived is None:
+            derived, usefulness = 0, VOID
         code = post(
-            self._words,
-            self._channels[consumer],
-            self._hints[consumer],
-            self._keys[consumer],
-            base,
-            offset,
-            0 if derived is None else derived,
-            source,
-            VOID if derived is None else self._count,
-            self._order,
+            self._words, channel, hint, keys, base, offset, derived, source, usefulness, self._order
         )
-        self._tallies[consumer][code] += 1
+        tally[code] += 1
         return _OUTCOMES[code]
 
     def post_all(
@@ -169,7 +191,7 @@ class Producer:
 
         Source: A40 ¶128, "a lack of free patches may be handled differently".
         """
-        bell, header, *_ = self._channels[consumer]
+        bell, header, *_ = self._ends[consumer].channel
         self._words[header + LOST] = self._words[header + LOST] + 1
         ring(self._words, bell, self._order)
 
@@ -196,15 +218,16 @@ class Producer:
 
     def tally(self, consumer: int) -> tuple[int, int, int]:
         """Return how many posts to a consumer were new, coalesced, and refused as full."""
-        posted, coalesced, full = self._tallies[consumer]
+        posted, coalesced, full = self._ends[consumer].tally
         return posted, coalesced, full
 
     def inherit(self, previous: Producer) -> None:
         """Go on counting where the producer that this one replaces stopped."""
-        self._tallies = [tally.copy() for tally in previous._tallies]
+        for end, before in zip(self._ends, previous._ends, strict=True):
+            end.tally[:] = before.tally
 
     def check(self) -> None:
-        for hint, keys in zip(self._hints, self._keys, strict=True):
+        for _, hint, keys, _ in self._ends:
             for key, k in hint.items():
                 assert keys[k] == key, f"hint {key}: slot {k} is another's, {keys[k]}"
         if self._phase == _IDLE:

@@ -1,8 +1,9 @@
 """The steps that touch slots, as functions over words and the caller's own lists and dicts.
 
 Integers in, integers out, so that one source serves a memoryview, shared memory, the stepper and,
-compiled, a kernel. `post` and `coalesce` are the producer's side, `copy_slot` and `copy_new` the
-consumer's; either may run while the other does.
+compiled, a kernel. `post` is the producer's side, `copy_slot` and `copy_new` the consumer's; either
+may run while the other does. What a post does that coalesces is written out in one piece: it is the
+price of most stores.
 
 Source: A40 Fig. 11, steps 836-842; Fig. 12, step 866; ¶120.
 """
@@ -33,6 +34,7 @@ _NO_COALESCING: Final = int(Order.NO_COALESCING)
 _NO_VERSION: Final = int(Order.NO_VERSION)
 _RING_EARLY: Final = int(Order.RING_EARLY)
 _VOID_ON_COALESCE: Final = int(Order.VOID_ON_COALESCE)
+_UNVERSIONED: Final = _NO_VERSION | _VOID_ON_COALESCE
 
 _POSTED: Final = int(Outcome.POSTED)
 _COALESCED: Final = int(Outcome.COALESCED)
@@ -47,20 +49,25 @@ def ring(words: Words, bell: int, order: int) -> None:
     words[bell] = 1 if order & _BELL_FLAG else words[bell] + 1
 
 
-def coalesce(
+def coalesce_unversioned(
     words: Words, slot: int, derived: int, source: int, usefulness: int, order: int
 ) -> None:
-    """Rewrite what was derived, in a patch the consumer may be reading (P5)."""
-    if order & _VOID_ON_COALESCE:
-        words[slot + USEFULNESS] = VOID
-        return
-    if order & _NO_VERSION:
-        words[slot + USEFULNESS] = VOID
+    """Rewrite a patch as orders do that have no version, or void it (P5)."""
+    words[slot + USEFULNESS] = VOID
+    if not order & _VOID_ON_COALESCE:
         words[slot + DERIVED] = derived
         words[slot + SOURCE] = source
         words[slot + USEFULNESS] = usefulness
+
+
+def coalesce(
+    words: Words, slot: int, derived: int, source: int, usefulness: int, order: int
+) -> None:
+    """Rewrite what was derived, in a patch the consumer may be reading (P5): as `post` does it."""
+    if order & _UNVERSIONED:
+        coalesce_unversioned(words, slot, derived, source, usefulness, order)
         return
-    odd = words[slot + VERSION] | 1  # a dead producer may have left it odd
+    odd = words[slot + VERSION] | 1
     words[slot + VERSION] = odd
     words[slot + DERIVED] = derived
     words[slot + SOURCE] = source
@@ -89,12 +96,20 @@ def post(
     """
     bell, header, slots, marks, stride, capacity = channel
     key = (base, offset)
-    if not order & _NO_COALESCING:
-        k = hint.get(key, -1)
-        if k >= 0 and words[marks + k * stride]:  # 836
-            coalesce(words, slots + k * SLOT_WORDS, derived, source, usefulness, order)  # 837
-            ring(words, bell, order)
-            return _COALESCED
+    k = hint.get(key, -1)
+    if k >= 0 and words[marks + k * stride]:  # 836
+        slot = slots + k * SLOT_WORDS
+        if order & _UNVERSIONED:
+            coalesce_unversioned(words, slot, derived, source, usefulness, order)
+        else:  # 837, while the consumer may be reading
+            odd = words[slot + VERSION] | 1  # a dead producer may have left it odd
+            words[slot + VERSION] = odd
+            words[slot + DERIVED] = derived
+            words[slot + SOURCE] = source
+            words[slot + USEFULNESS] = usefulness
+            words[slot + VERSION] = odd + 1
+        words[bell] = 1 if order & _BELL_FLAG else words[bell] + 1
+        return _COALESCED
     tail = words[header + TAIL]
     k = tail % capacity
     last = tail + capacity
@@ -121,10 +136,11 @@ def post(
     words[mark] = in_use  # 842
     words[header + TAIL] = tail + 1
     ring(words, bell, order)
-    if hint.get(keys[k], -1) == k:
-        del hint[keys[k]]
-    keys[k] = key
-    hint[key] = k
+    if not order & _NO_COALESCING:
+        if hint.get(keys[k], -1) == k:
+            del hint[keys[k]]
+        keys[k] = key
+        hint[key] = k
     return _POSTED
 
 

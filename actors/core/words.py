@@ -24,6 +24,7 @@ Source: A40 Figs 9 and 10, ¶98-103.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Protocol, TypeAlias
@@ -32,6 +33,7 @@ COUNT: Final = 0
 VOID: Final = 0
 
 MAX_ENTRIES: Final = 3
+MAX_LISTED: Final = 1 << 20
 PENDING_WORDS: Final = 8
 _FIRST_PENDING: Final = 8
 
@@ -68,6 +70,15 @@ class Words(Protocol):
 
     def __getitem__(self, at: int, /) -> int: ...
     def __setitem__(self, at: int, value: int, /) -> None: ...
+
+
+def rows_of(words: Words) -> Callable[[slice], list[int]] | None:
+    """Return what reads a row of words, each once and in order; None if they come one by one."""
+    if isinstance(words, list):
+        return words.__getitem__
+    if isinstance(words, memoryview):
+        return lambda row: words[row].tolist()
+    return None
 
 
 class InUse(IntEnum):
@@ -182,6 +193,15 @@ class Layout:
     def _pair(self, pair: int) -> str:
         return "{}>{}".format(*divmod(pair, self.n))
 
-    def new_words(self) -> memoryview[int]:
-        """Make the words of a matrix that lives in one process, all zero."""
+    def new_words(self) -> Words:
+        """Make the words of a matrix that lives in one process, all zero.
+
+        A list while they are few: its elements cost half of a memoryview's, but all its memory is
+        taken at once. Nothing checks that they stay below 2**64 there; producers store what the
+        guest's entries hold.
+        """
+        return [0] * self.n_words if self.n_words <= MAX_LISTED else self.new_array()
+
+    def new_array(self) -> memoryview[int]:
+        """Make such words as one piece of memory, which compiled code can work on."""
         return memoryview(bytearray(8 * self.n_words)).cast("Q")

@@ -111,7 +111,8 @@ class Filler:
         root, top = self._space.root, self._spec.top
         assert root is not None, "no root is loaded"
         index = self._spec.levels[top].index(gva)
-        leaf = Step(top, (UNPAGED << PAGE_SHIFT) + index * self._spec.entry_bytes, _IDENTITY)
+        n_bytes = self._spec.entry_bytes
+        leaf = Step(top, (UNPAGED << PAGE_SHIFT) + index * n_bytes, _IDENTITY, UNPAGED, index)
         page, at = self._fragment(root, index, leaf, gva)
         value = derive_leaf(
             self._spec, _IDENTITY, target, self._memory, self._traces, self._registers
@@ -133,12 +134,10 @@ class Filler:
                 if step.gfn not in traces and (step.level or not traces.is_lifted(step.gfn))
             )
             if untraced:
-                return PlaceTraces(untraced)  # 812
+                return PlaceTraces(tuple(untraced))  # 812
             fresh = False
             for step in in_tables:
-                index = self._parts.index(step.gpa)
-                fresh |= not traces.consumers(step.gfn, index) >> self._vcpu_id & 1
-                self._parts.register(step.gfn, index)
+                fresh |= self._parts.register(step.gfn, step.place)
                 if step.level:
                     traces.note_upper(step.gfn)
             if not fresh:
@@ -160,17 +159,16 @@ class Filler:
     def _install(self, steps: list[Step], gva: int, target: int) -> None:
         """Make the shadow path of `gva` equal to the guest's and install its leaf."""
         space, spec = self._space, self._spec
-        self._parts.filling = frozenset((step.gfn, self._parts.index(step.gpa)) for step in steps)
+        self._parts.filling = frozenset([(step.gfn, step.place) for step in steps])
         self._drain_detached(steps, gva)
         page = space.root
         assert page is not None, "no root is loaded"
         for step, below in pairwise(steps):
             child = self._parts.shadow(self._parts.role(below.gfn, below.level, gva))
-            space.link(page, self._parts.index(step.gpa), child, link_rights(spec, step.entry), gva)
+            space.link(page, step.place, child, link_rights(spec, step.entry), gva)
             page = child
         leaf = steps[-1]
-        index = self._parts.index(leaf.gpa)
-        entry = leaf.entry
+        index, entry = leaf.place, leaf.entry
         if leaf.level:
             page, index = self._fragment(page, index, leaf, gva)
             # An event anywhere in a large page ends all of it: no piece may outlive a CR3 load.
@@ -185,12 +183,14 @@ class Filler:
         """Bring up to date what is about to be linked anew, all that hangs below it too (EP7)."""
         page, bases = self._space.root, set[int]()
         for step, below in pairwise(steps):
-            child = self._space.find(self._parts.role(below.gfn, below.level, gva))
-            if child and (
-                page is None or page.children.get(self._parts.index(step.gpa)) is not child
-            ):
-                bases |= {table << PAGE_SHIFT for table in _tables_below(child)}
-            page = child
+            role = self._parts.role(below.gfn, below.level, gva)
+            linked = page.children.get(step.place) if page else None
+            if linked is not None and linked.role == role:
+                page = linked
+                continue
+            page = self._space.find(role)
+            if page is not None:
+                bases |= {table << PAGE_SHIFT for table in _tables_below(page)}
         if bases:
             drained = self._shared.propagation.drain_bases(self._vcpu_id, bases)
             self._follower.follow(drained)
@@ -204,7 +204,7 @@ class Filler:
         inside = gva & ((1 << spec.levels[leaf.level].shift) - 1)
         for level in range(leaf.level - 1, -1, -1):
             part = inside >> spec.levels[level + 1].shift
-            role = (leaf.gfn, level, self._parts.index(leaf.gpa) << 20 | part)
+            role = (leaf.gfn, level, leaf.place << 20 | part)
             child = self._parts.shadow(role)
             space.link(page, index, child, link_rights(spec, leaf.entry), gva)
             page, index = child, spec.levels[level].index(gva)

@@ -15,7 +15,7 @@ from penumbra.actors.vmm.shared_shadow import Company, SharedShadowSpace
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.actors.vmm.unsync import UnsyncTables
 from penumbra.actors.vmm.walk import GuestRegisters
-from penumbra.hw.formats import PAGE_BYTES, FormatSpec
+from penumbra.hw.formats import FormatSpec
 
 # Stands for the table that a guest without paging does not have: every address is physical.
 UNPAGED = -2
@@ -64,10 +64,14 @@ class Parts:
             else SharedShadowSpace(shared.spec, shared.memory, n_pages, self._gone, company)
         )
 
-    def register(self, gfn: int, index: int) -> None:
-        """Note that this VCPU, and who shares its shadow, is about to derive from an entry."""
-        for vcpu_id in self.sharers:
-            self.shared.traces.register(gfn, index, vcpu_id)
+    def register(self, gfn: int, index: int) -> bool:
+        """Note that this VCPU, and who shares its shadow, is about to derive from an entry.
+
+        Returns:
+            Whether that is news for one of them.
+        """
+        news = [self.shared.traces.register(gfn, index, vcpu_id) for vcpu_id in self.sharers]
+        return any(news)
 
     def _gone(self, gfn: int, index: int) -> None:
         if (gfn, index) in self.filling or self.space.derives_elsewhere(gfn, index):
@@ -117,7 +121,3 @@ class Parts:
         while page is not None and page.level:
             page = page.children.get(self.shared.spec.levels[page.level].index(gva))
         return page if page is not None and page.role[2] == NO_FRAGMENT else None
-
-    def index(self, gpa: int) -> int:
-        """Return the index of the entry at a guest-physical address."""
-        return (gpa & (PAGE_BYTES - 1)) // self.shared.spec.entry_bytes

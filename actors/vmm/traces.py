@@ -119,11 +119,19 @@ class WriteTraces:
         table.shadowed = table.shadowed & ~(1 << vcpu_id) | there << vcpu_id
         return table.shadowed != 0
 
-    def register(self, gfn: int, index: int, vcpu_id: int) -> None:
-        """Note that this VCPU derives from an entry: before the entry is read (Fig. 8, 812)."""
+    def register(self, gfn: int, index: int, vcpu_id: int) -> bool:
+        """Note that this VCPU derives from an entry: before the entry is read (Fig. 8, 812).
+
+        Returns:
+            Whether that is news.
+        """
         table = self._tables[gfn]
-        table.interest[index] = table.interest.get(index, 0) | 1 << vcpu_id
         table.stores = 0
+        told, bit = table.interest.get(index, 0), 1 << vcpu_id
+        if told & bit:
+            return False
+        table.interest[index] = told | bit
+        return True
 
     def forget(self, gfn: int, index: int, vcpu_id: int) -> None:
         """Note that nothing of this VCPU derives from an entry any more."""

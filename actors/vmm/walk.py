@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from penumbra.hw.formats import (
     CR4_PSE,
     CR4_SMEP,
     EFER_NXE,
+    PAGE_BYTES,
     PAGE_SHIFT,
     A,
     D,
@@ -24,6 +26,9 @@ from penumbra.hw.formats import (
 )
 from penumbra.hw.streams import WRITE
 
+# A walk on every fault: names of this module are found faster than a module's.
+_LEVEL, _PATH, _ENTRY = m.R_LEVEL, m.R_PATH, m.R_ENTRY
+_IN_PAGE, _MASK64 = PAGE_BYTES - 1, (1 << 64) - 1
 _ALL_RIGHTS = m.E_W | m.E_U | m.E_X
 # Stands for the table whose entries the guest's CPU holds in registers.
 REGISTERS = -3
@@ -63,20 +68,25 @@ def registers_flush(registers: GuestRegisters, register: int, value: int) -> boo
     return bool(changed)
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One entry a walk read: its level, guest-physical address and value.
 
     One read in a register lies in the table `REGISTERS`, at an address below 0.
+
+    Attributes:
+        gfn: The guest table it stands in.
+        place: Its index there.
     """
 
     level: int
     gpa: int
     entry: int
+    gfn: int
+    place: int
 
-    @property
-    def gfn(self) -> int:
-        return self.gpa >> PAGE_SHIFT
+    @classmethod
+    def at(cls, level: int, gpa: int, entry: int, entry_bytes: int) -> Step:
+        return cls(level, gpa, entry, gpa >> PAGE_SHIFT, (gpa & (PAGE_BYTES - 1)) // entry_bytes)
 
 
 class GuestWalker:
@@ -127,12 +137,13 @@ class GuestWalker:
 
     def steps(self) -> list[Step]:
         """Return the entries the last walk read, from the root down."""
-        reg = self.reg
-        mask = (1 << 64) - 1
-        return [
-            Step(level, reg[m.R_PATH + level], reg[m.R_ENTRY + level] & mask)
-            for level in range(self._spec.top, reg[m.R_LEVEL] - 1, -1)
-        ]
+        reg, n_bytes = self.reg, self._spec.entry_bytes
+        steps = []
+        for level in range(self._spec.top, reg[_LEVEL] - 1, -1):
+            gpa = reg[_PATH + level]
+            place = (gpa & _IN_PAGE) // n_bytes
+            steps.append(Step(level, gpa, reg[_ENTRY + level] & _MASK64, gpa >> PAGE_SHIFT, place))
+        return steps
 
     def frame(self, gva: int) -> int:
         """Return the guest frame the last successful walk maps `gva` to, large pages included."""
@@ -143,14 +154,16 @@ class GuestWalker:
     def set_accessed(self, steps: list[Step], kind: int) -> list[Step]:
         """Set A in every entry of a permitted walk and D in the leaf of a write, in guest memory.
 
+        The steps, which are returned, say so too.
+
         The monitor's own stores: no trace fires and no patch is posted for them (EP10).
         """
-        done = []
-        for step in steps:
+        last = len(steps) - 1
+        for at, step in enumerate(steps):
             want = step.entry | A if step.gpa >= 0 else step.entry
-            if step is steps[-1] and kind == WRITE:
+            if at == last and kind == WRITE:
                 want |= D
             if want != step.entry:
                 self._memory.store(step.gpa, self._spec.entry_bytes, want)
-            done.append(Step(step.level, step.gpa, want))
-        return done
+                steps[at] = step._replace(entry=want)
+        return steps

@@ -114,6 +114,128 @@ def test_a_machine_runs_under_anyios_plugin_and_ends_equally_on_both_loops(
     assert summary_of(result) == {"passed": 3}
 
 
+PRICES = """
+import pytest
+from penumbra.actors.coherent import Source, StaleRead
+
+def shop():
+    prices = Source("prices", {"apple": 3, "pear": 5})
+
+    @prices.view()
+    async def label(sku):
+        return f"{sku}: {prices[sku]}"
+
+    return prices, label
+"""
+
+
+@pytest.mark.shows("K7", "P11")
+def test_a_fabric_serves_pytest_trio_with_a_clock_that_jumps(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        PRICES
+        + """
+import trio
+from penumbra.actors.coherent import NotSettled
+
+@pytest.mark.trio
+async def test_labels(fabric, autojump_clock):
+    prices, label = shop()
+    async with fabric(prices, workers=2, capacity=1) as running:
+        copies = [label.at(worker) for worker in running.workers]
+
+        async def change():
+            await trio.sleep(60)
+            prices.set("apple", 4)
+            prices.set("pear", 6)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(change)
+            assert [await copy("apple") for copy in copies] == ["apple: 3"] * 2
+            await trio.sleep(61)
+        await prices.settled(prices.version, within=1)
+        assert [await copy("apple") for copy in copies] == ["apple: 4"] * 2
+        assert running.checker.n_checked == 4
+    assert trio.current_time() >= 61
+
+@pytest.mark.trio
+async def test_a_version_that_nobody_applies(fabric, autojump_clock):
+    prices, label = shop()
+    async with fabric(prices, lazy=True):
+        await label("apple")
+        version = prices.set("apple", 4)
+        with pytest.raises(NotSettled):
+            await prices.settled(version, within=3600)
+    assert trio.current_time() >= 3600
+"""
+    )
+    assert summary_of(pytester.runpytest_inprocess(*FLAGS)) == {"passed": 2}
+
+
+@pytest.mark.shows("K7", "K5", "P11")
+def test_fabrics_run_under_anyios_plugin_beside_a_machine(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        PRICES
+        + """
+import anyio, sniffio
+
+@pytest.mark.anyio
+async def test_two_and_a_machine(fabric, machine, anyio_backend_name):
+    shops = [shop(), shop()]
+    ends = []
+
+    async def run():
+        ends.append((await machine("mmap-churn").run()).summary["ended"])
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        async with fabric(shops[0][0], workers=3), fabric(shops[1][0], seeded=False):
+            for prices, label in shops:
+                await label("pear")
+                await prices.settled(prices.set("pear", 7), within=5)
+                assert await label("pear") == "pear: 7"
+    assert ends == ["finished"]
+    assert sniffio.current_async_library() == anyio_backend_name
+    assert [made.name for made in fabric.made] == ["fabric", "fabric"]
+"""
+    )
+    result = pytester.runpytest_inprocess(*FLAGS, *NO_TRIO)
+    assert summary_of(result) == {"passed": 2}
+
+
+@pytest.mark.shows("K7")
+def test_a_read_that_is_stale_fails_the_test_and_its_seed_is_told(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(
+        PRICES
+        + """
+import anyio
+
+@pytest.mark.penumbra_seed(4)
+def test_labels(fabric, penumbra_seed):
+    assert fabric.seed == penumbra_seed
+
+    async def main():
+        prices = Source("prices", {"apple": 3})
+        unwatched = {"apple": 3}  # a derivation that reads past the source is never told
+
+        @prices.view()
+        async def label(sku):
+            return f"{sku}: {unwatched[sku]}"
+
+        async with fabric(prices):
+            await label("apple")
+            unwatched["apple"] = 4
+            await label("apple")
+
+    anyio.run(main)
+"""
+    )
+    result = pytester.runpytest_inprocess(*FLAGS)
+    assert summary_of(result) == {"failed": 1}
+    result.stdout.fnmatch_lines(["*StaleRead*", "replay: *--penumbra-seed=4 *test_labels*"])
+
+
 @pytest.mark.shows("K7")
 def test_a_failure_prints_tokens_and_a_command_that_fails_in_the_same_way(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch

@@ -81,8 +81,12 @@ class GuestReader:
 
     def _identity(self, gva: int) -> Reading:
         gfn = gva >> PAGE_SHIFT
-        steps = [Step(level, NO_ENTRY, IDENTITY) for level in range(self._state.spec.top, 0, -1)]
-        return Reading([*steps, Step(0, NO_ENTRY, (gfn << PAGE_SHIFT) | IDENTITY)], gfn)
+        n_bytes, top = self._state.spec.entry_bytes, self._state.spec.top
+        entries = [IDENTITY] * top + [(gfn << PAGE_SHIFT) | IDENTITY]
+        steps = [
+            Step.at(top - depth, NO_ENTRY, entry, n_bytes) for depth, entry in enumerate(entries)
+        ]
+        return Reading(steps, gfn)
 
     def _read_as_printed(
         self, examined: Hierarchy, gva: int, kind: int, user: bool, denied: int | None
@@ -100,7 +104,7 @@ class GuestReader:
             entry = state.memory.load(gpa, spec.entry_bytes)
             if level and depth < len(stale):
                 entry = self._seen(entry, stale[depth])
-            steps.append(Step(level, gpa, entry))
+            steps.append(Step.at(level, gpa, entry, spec.entry_bytes))
             if not entry & P:
                 return Reading(steps, -1, code, code)
             refused |= bool(wanted & ~entry)
@@ -141,6 +145,6 @@ class GuestReader:
                 now = memory.load(step.gpa, width)
                 if want & ~now and now & P:
                     memory.store(step.gpa, width, now | want)
-                step = Step(step.level, step.gpa, step.entry | want)
+                step = step._replace(entry=step.entry | want)
             steps.append(step)
         return steps

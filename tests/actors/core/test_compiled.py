@@ -13,7 +13,7 @@ from penumbra.actors.core import InUse, Layout, slots
 
 numba = pytest.importorskip("numba")
 
-FUNCTIONS = ("ring", "coalesce", "post", "copy_slot", "copy_new")
+FUNCTIONS = ("ring", "coalesce_unversioned", "post", "copy_slot", "copy_new")
 INT = numba.types.int64
 KEY = numba.types.UniTuple(INT, 2)
 

@@ -50,7 +50,8 @@ def test_a_walk_reads_one_entry_per_level_through_the_frame_map(spec: FormatSpec
     places = [bench.where(ROOT, GVA, level) for level in range(spec.top, -1, -1)]
     levels = range(spec.top, -1, -1)
     assert walker.steps() == [
-        Step(level, gpa, bench.entry(gpa)) for level, gpa in zip(levels, places, strict=True)
+        Step.at(level, gpa, bench.entry(gpa), bench.spec.entry_bytes)
+        for level, gpa in zip(levels, places, strict=True)
     ]
     assert (walker.frame(GVA + 0x123), walker.rights) == (FRAME, E_W | E_U | E_X)
 
