@@ -11,14 +11,18 @@ from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.machine import Machine
 from penumbra.actors.runtime import SystemTree
 from penumbra.actors.vmm.schemes import PRESETS
+from penumbra.guest.workloads.workload import Workload, named_workload
 from penumbra.hw.costs import CostProfile
 
 PARTS = ("cpu", "vcpu", "producer", "consumer")
 
 
-def stress() -> Machine:
+LONG_STRESS = named_workload("shootdown-stress", threads=2, rounds=60, pages=4)
+
+
+def stress(workload: Workload = SMALL_STRESS) -> Machine:
     machine, _ = build_machine(
-        MachineConfig(vcpus=2), PRESETS["patch"], SMALL_STRESS, CostProfile(), 1, check=False
+        MachineConfig(vcpus=2), PRESETS["patch"], workload, CostProfile(), 1, check=False
     )
     return machine
 
@@ -58,7 +62,7 @@ async def test_a_running_machine_has_one_task_for_each_part_and_each_live_guest_
 @pytest.mark.shows("K1", "K4")
 @pytest.mark.trio
 async def test_a_cancelled_machine_leaves_no_task_behind() -> None:
-    machine = stress()
+    machine = stress(LONG_STRESS)  # many turns of the loop
     living = trio.lowlevel.current_statistics().tasks_living
     with trio.CancelScope() as scope:
         turns = iter(range(3))
