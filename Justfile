@@ -44,6 +44,10 @@ run *args: setup-demo
 list *args: setup-demo
     @{{ penumbra }} list "$@"
 
+# Print published ratios beside the model's predictions, with the commands that make them.
+paper *args: setup-demo
+    @{{ penumbra }} paper "$@"
+
 # Say what a recording holds and how much guest memory it needs.
 trace-info *args: setup-demo
     @{{ penumbra }} trace info "$@"

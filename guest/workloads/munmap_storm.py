@@ -20,7 +20,6 @@ from penumbra.hw.operations import Load, Mark, Store, Syscall
 _MAIN = 0
 _STOP = SHARED_AT
 _READY = SHARED_AT + WORD
-_OWN_AT = ARENA_AT + 0x800_0000
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,8 @@ class MunmapStorm:
     """`rounds` times: map `pages` pages, touch them, unmap them, with `threads` busy siblings.
 
     A sibling goes over `pages` pages of its own meanwhile. Each round's pages stand at other
-    addresses, `spread` rounds long, so that a kernel that flushes lazily can.
+    addresses, `spread` rounds long, and share their page table with the siblings', so that a kernel
+    that flushes lazily can: it may neither map the same addresses anew nor give a table away.
     """
 
     threads: int = 3
@@ -51,16 +51,20 @@ class MunmapStorm:
     def used_ranges(self) -> list[tuple[int, int]]:
         return [
             (SHARED_AT // PAGE_BYTES, 1),
-            (ARENA_AT // PAGE_BYTES, self.spread * self.pages),
-            (_OWN_AT // PAGE_BYTES, max(1, self.threads) * self.pages),
+            (ARENA_AT // PAGE_BYTES, self._n_own + self.spread * self.pages),
         ]
+
+    @property
+    def _n_own(self) -> int:
+        return max(1, self.threads) * self.pages
 
     def start(self, entry: int, args: tuple[int, ...]) -> GuestCoroutine:
         return self._main() if entry == _MAIN else self._sibling(args[0])
 
     async def _main(self) -> None:
         await map_anonymous(SHARED_AT, 1)
-        await map_anonymous(_OWN_AT, max(1, self.threads) * self.pages)
+        await map_anonymous(ARENA_AT, self._n_own)
+        await Store(ARENA_AT, WORD, pattern())  # there is a table from now on
         siblings = [await Syscall("thread_create", (1, n)) for n in range(self.threads)]
         for number in range(self.threads):
             while not await Load(_READY + number * WORD, WORD):
@@ -72,7 +76,7 @@ class MunmapStorm:
             await Syscall("thread_join", (thread_id,))
 
     async def _round(self, number: int) -> None:
-        at = ARENA_AT + number % self.spread * self.pages * PAGE_BYTES
+        at = ARENA_AT + (self._n_own + number % self.spread * self.pages) * PAGE_BYTES
         await map_anonymous(at, self.pages)
         for page in range(self.pages):
             await expect(at + page * PAGE_BYTES, 0)
@@ -81,7 +85,7 @@ class MunmapStorm:
             await Mark("wrong", (number,), "munmap failed")
 
     async def _sibling(self, number: int) -> None:
-        own = _OWN_AT + number * self.pages * PAGE_BYTES
+        own = ARENA_AT + number * self.pages * PAGE_BYTES
         count = 0
         await Store(_READY + number * WORD, WORD, 1)
         while not await Load(_STOP, WORD):
