@@ -40,12 +40,12 @@ def paper(arguments: argparse.Namespace) -> int:
     problems = [run for run, one in measured.items() if one.problem(run)]
     code = 1 if problems else 0
     if arguments.json:
-        print_json(_as_json(chosen, cells, runs, outcomes, code))
+        print_json(_as_json(chosen, cells, runs, outcomes, arguments.seed) | {"exit_code": code})
     elif arguments.quiet:
         for figure, cell in zip(chosen, cells, strict=True):
             print(f"{figure.row} {figure.what}: published {figure.published}; {cell.text}")
     else:
-        _print(chosen, cells, runs)
+        _print(chosen, cells, runs, arguments.seed)
     return code
 
 
@@ -98,8 +98,9 @@ def _measured(outcome: Outcome) -> Measured:
     return Measured(outcome.summary, checked, events)
 
 
-def _command(run: Run) -> str:
-    return f"{program()} {shlex.join(run.words)}"
+def _command(run: Run, seed: int | None) -> str:
+    words = run.words if seed is None else [*run.words, "--seed", str(seed)]
+    return f"{program()} {shlex.join(words)}"
 
 
 def _made_by(figure: f.Figure, cell: f.Cell, numbers: Mapping[Run, int]) -> list[int]:
@@ -111,7 +112,9 @@ def _made_by(figure: f.Figure, cell: f.Cell, numbers: Mapping[Run, int]) -> list
     return sorted({numbers[run] for run in figure.runs if run in numbers})
 
 
-def _print(chosen: Sequence[f.Figure], cells: Sequence[f.Cell], runs: Sequence[Run]) -> None:
+def _print(
+    chosen: Sequence[f.Figure], cells: Sequence[f.Cell], runs: Sequence[Run], seed: int | None
+) -> None:
     out = Paper()
     out.line("Published ratios, and what the model says of them", "bold")
     out.line("published: by the source. calibrated: repeats what prices were made from, no result.")
@@ -128,7 +131,7 @@ def _print(chosen: Sequence[f.Figure], cells: Sequence[f.Cell], runs: Sequence[R
     out.line("commands", "bold")
     out.line(f"  [0] {program()} {_PRICES}")
     for run, number in numbers.items():
-        out.line(f"  [{number}] {_command(run)}")
+        out.line(f"  [{number}] {_command(run, seed)}")
 
 
 def _row(figure: f.Figure, cell: f.Cell, made_by: Sequence[int]) -> list[Cell]:
@@ -156,14 +159,14 @@ def _as_json(
     cells: Sequence[f.Cell],
     runs: Sequence[Run],
     outcomes: Sequence[Outcome],
-    code: int,
+    seed: int | None,
 ) -> dict[str, Any]:
     numbers = {run: number for number, run in enumerate(runs, 1)}
     commands: list[dict[str, Any]] = [
         {"number": 0, "command": f"{program()} {_PRICES}", "folder": None}
     ]
     commands += [
-        {"number": numbers[run], "command": _command(run), "folder": one.folder}
+        {"number": numbers[run], "command": _command(run, seed), "folder": one.folder}
         for run, one in zip(runs, outcomes, strict=True)
     ]
     rows = [
@@ -178,4 +181,4 @@ def _as_json(
         }
         for figure, cell in zip(chosen, cells, strict=True)
     ]
-    return {"command": "paper", "exit_code": code, "rows": rows, "commands": commands}
+    return {"command": "paper", "rows": rows, "commands": commands}
