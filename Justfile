@@ -5,6 +5,7 @@ set positional-arguments
 just := quote(just_executable())
 python := ".venv/bin/python -P"
 penumbra := ".venv/bin/penumbra"
+few := "--schemes native,shootdown,patch --quiet"
 
 # List the recipes.
 default:
@@ -115,8 +116,23 @@ mmap-server *args: setup-demo
 recorded *args: setup-demo
     @{{ penumbra }} compare examples/recorded.toml "$@"
 
-# Run every example.
-examples: fork-storm mmap-churn shootdown-stress process-switcher buffer-pool swap-thrash page-splitting fork-wait page-fault pte-change system-calls compile-mix munmap-storm mmap-server recorded embed-examples
+# Run every example, each compared under three schemes.
+examples: setup-demo embed-examples
+    @{{ penumbra }} compare examples/buffer_pool.toml {{ few }}
+    @{{ penumbra }} compare examples/compile_mix.toml {{ few }}
+    @{{ penumbra }} compare examples/fork_storm.toml {{ few }}
+    @{{ penumbra }} compare examples/fork_wait.toml {{ few }}
+    @{{ penumbra }} compare examples/mmap_churn.toml {{ few }}
+    @{{ penumbra }} compare examples/mmap_server.toml {{ few }}
+    @{{ penumbra }} compare examples/munmap_storm.toml {{ few }}
+    @{{ penumbra }} compare examples/page_fault.toml {{ few }}
+    @{{ penumbra }} compare examples/page_splitting.toml {{ few }}
+    @{{ penumbra }} compare examples/process_switcher.toml {{ few }}
+    @{{ penumbra }} compare examples/pte_change.toml {{ few }}
+    @{{ penumbra }} compare examples/recorded.toml {{ few }}
+    @{{ penumbra }} compare examples/shootdown_stress.toml {{ few }}
+    @{{ penumbra }} compare examples/swap_thrash.toml {{ few }}
+    @{{ penumbra }} compare examples/system_calls.toml {{ few }}
 
 # Run the examples of derived data and a machine inside a Starlette (asyncio) and a trio application.
 embed-examples: setup-dev
