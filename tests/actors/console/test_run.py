@@ -19,6 +19,7 @@ Penumbra = Callable[..., tuple[int, str, str]]
 
 # A fork and a handful of pages: a tenth of a second on the plain engine.
 TINY = ("--set", "workload.pages=3", "--set", "workload.children=1", "--set", "workload.depth=1")
+THREE = ("--schemes", "native,shootdown,patch")
 BROKEN = ("--set", "scheme.options.order=left_unmarked")
 
 
@@ -116,7 +117,7 @@ def test_a_broken_protocol_is_found_and_explained(penumbra: Penumbra) -> None:
 
 
 def test_schemes_are_compared_side_by_side(penumbra: Penumbra) -> None:
-    code, out, err = penumbra("compare", "fork-storm", *TINY, "--jobs", "1")
+    code, out, err = penumbra("compare", "fork-storm", *TINY, "--jobs", "1", *THREE)
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[4:7]] == ["native", "shootdown", "patch"]
@@ -140,12 +141,12 @@ def test_costs_relate_to_the_base_that_was_asked_for(penumbra: Penumbra) -> None
 
 
 def test_quiet_says_one_line_per_scheme(penumbra: Penumbra) -> None:
-    words = ("compare", "fork-storm", *TINY, "--jobs", "1", "--quiet")
+    words = ("compare", "fork-storm", *TINY, "--jobs", "1", "--quiet", *THREE)
     assert penumbra(*words) == (0, "native: coherent\nshootdown: coherent\npatch: coherent\n", "")
 
 
 def test_workers_give_what_one_process_gives(penumbra: Penumbra) -> None:
-    words = ("compare", "fork-storm", *TINY, "--schemes", "native,shootdown,patch", "--json")
+    words = ("compare", "fork-storm", *TINY, *THREE, "--json")
     alone = json.loads(penumbra(*words, "--jobs", "1", "--runs", "alone")[1])
     code, out, err = penumbra(*words, "--jobs", "2", "--runs", "together")
     together = json.loads(out)
