@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future
@@ -29,6 +30,7 @@ from penumbra.actors.console.progress import ProgressBars
 
 _REDRAW_SECONDS = 0.1
 _MOST_WORKERS = 2
+_PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -201,8 +203,8 @@ class _Crew:
         try:
             for _, process in self._running.values():
                 _interrupt(process)
-            for connection in self._running:
-                folders += _last_words(connection)
+            for connection, (_, process) in self._running.items():
+                folders += _last_words(connection, process)
         finally:
             for _, process in self._running.values():
                 process.terminate()
@@ -252,9 +254,19 @@ def _work(job: Job, connection: Connection) -> None:
         connection.send(message)
 
 
-def _last_words(connection: Connection) -> list[str]:
-    """Return the folders that an interrupted worker names last."""
+def _last_words(connection: Connection, process: BaseProcess) -> list[str]:
+    """Return the folders that an interrupted worker names last.
+
+    An interrupt may come to nothing where Python runs a callback from C, which prints and forgets
+    it: a worker that goes on is interrupted again.
+    """
+    patience = time.monotonic() + _PATIENCE_SECONDS
     while True:
+        if time.monotonic() > patience:
+            _interrupt(process)
+            patience = time.monotonic() + _PATIENCE_SECONDS
+        if not connection.poll(_REDRAW_SECONDS):
+            continue
         try:
             message = connection.recv()
         except EOFError:
