@@ -15,9 +15,9 @@ default:
 demo *args: setup-demo
     @{{ penumbra }} compare pipeline --schemes native,shootdown,patch "$@"
 
-# Run the tests; arguments go to pytest.
+# Run the tests on all cores; arguments go to pytest (`-n 0`: in one process).
 test *args: setup-dev
-    {{ python }} -m pytest "$@"
+    {{ python }} -m pytest -n auto --dist worksteal "$@"
 
 # Check style and formatting with ruff.
 lint: setup-dev
