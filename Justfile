@@ -80,6 +80,11 @@ swap-thrash *args: setup-demo
 page-splitting *args: setup-demo
     @{{ penumbra }} compare examples/page_splitting.toml "$@"
 
+# Compare the schemes of a file of one's own with the listed ones, on a small tree of processes.
+own-schemes *args: setup-demo
+    @{{ penumbra }} compare fork-storm --set workload.pages=6 --set workload.depth=1 \
+        --scheme-file examples/own_schemes.toml "$@"
+
 # Run the examples of derived data and a machine inside a Starlette (asyncio) and a trio application.
 embed-examples: setup-dev
     {{ python }} examples/embed_starlette.py
