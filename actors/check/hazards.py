@@ -6,8 +6,8 @@ nobody could make it any more. That belief is not told, so it is read off what a
 
     over     The VCPU that made the revoking store has run user code since: the call, or the fault,
              in which it revoked has returned. The page has another frame now, or lacks a right that
-             the use needed. A page that is merely gone is left out: an OS may let other CPUs flush
-             at their leisure, as long as it keeps the frame for them.
+             the use needed. If it is merely gone, only that VCPU's own uses count: an OS may let
+             others flush at their leisure, as long as it keeps the frame for them.
     reused   The kernel has since written to the frame through an address of its own, where no user
              may go: it has cleared it, filled it or made a table of it, and given it away.
 
@@ -32,7 +32,6 @@ from .paging import (
     KIND_NAMES,
     PAGE,
     PRESENT,
-    WRITE,
     permits,
     write_protect,
 )
@@ -81,12 +80,13 @@ class Hazards:
     Invariant: a case is open exactly if no event of its VCPU has closed the page's window since.
 
     Attributes:
-        stores: Who has stored to tables; whoever tells of accesses tells it of stores.
+        stores: Who has stored to tables; to be told of stores and of supervisor writes.
+        ran_user_code: By VCPU, the last time at which it ran user code; to be kept up to date.
     """
 
     def __init__(self, tables: Tables, n_vcpus: int) -> None:
         self._tables = tables
-        self._ran_user_code = [0] * n_vcpus
+        self.ran_user_code = [0] * n_vcpus
         self.stores = Stores()
         self._reused: dict[int, tuple[int, int]] = {}
         self._cases: dict[tuple[int, int, int], _Case] = {}
@@ -108,18 +108,7 @@ class Hazards:
         """Accesses that were hazards; a run of references counts once."""
         return self._n_uses
 
-    # Who stores where
-
-    def user_runs(self, vcpu: int) -> None:
-        """A VCPU runs user code at the present time."""
-        self._ran_user_code[vcpu] = self._tables.now
-
-    def access(self, vcpu: int, kind: int, user: bool, pfn: int) -> None:
-        """A single access is about to reach a frame, or a monitor has just made it."""
-        if user:
-            self._ran_user_code[vcpu] = self._tables.now
-        elif kind == WRITE:
-            self.stores.write(vcpu, pfn)
+    # Frames
 
     def frame_written(self, vcpu: int, pfn: int) -> None:
         """A kernel has written to a frame through an address that only it may use."""
@@ -207,8 +196,10 @@ class Hazards:
         time, writer = self._reused.get(pfn, (0, 0))
         if time > revoked:
             return f"VCPU {writer} had by #{time} written to the frame for its next use"
-        if revoker == NOBODY or self._ran_user_code[revoker] < revoked or now.outcome != PAGE:
+        if revoker == NOBODY or self.ran_user_code[revoker] < revoked:
             return ""
+        if now.outcome != PAGE:
+            return f"VCPU {revoker} itself had gone on" if revoker == vcpu.vcpu else ""
         if now.gfn != walk.gfn:
             return f"VCPU {revoker} had gone on, and the page was in guest frame {now.gfn:#x}"
         protected, smep = write_protect(vcpu.cr0), vcpu.mode.smep

@@ -66,6 +66,7 @@ class Oracle:
         self._blocks: list[dict[int, Block]] = [{} for _ in range(n_vcpus)]
         self._judge = Judge(self._tables)
         self._hazards = Hazards(self._tables, n_vcpus)
+        self._ran_user_code = self._hazards.ran_user_code
         self._n_accesses = self._n_runs = self._n_references = 0
         self._n_fresh = self._n_stale = self._n_faults = self._n_spurious = 0
         self._n_violations = 0
@@ -216,7 +217,10 @@ class Oracle:
         self._n_accesses += 1
         notes = self._notes[vcpu]
         cell = (gva >> 12) << 3 | kind << 1 | user
-        self._hazards.access(vcpu, kind, user, pfn)
+        if user:
+            self._ran_user_code[vcpu] = self._tables.now
+        elif kind == WRITE:
+            self._hazards.stores.write(vcpu, pfn)
         if notes.frames.get(cell) == pfn:
             self._n_fresh += 1
             if cell in notes.kernel_only:
@@ -238,7 +242,7 @@ class Oracle:
     def block(self, vcpu: int, stream_id: int, stream: Stream, start: int, used_pfn: _Ints) -> None:
         """The runs from `start` on have been done in user mode, by the frames in `used_pfn`."""
         n = len(used_pfn)
-        self._hazards.user_runs(vcpu)
+        self._ran_user_code[vcpu] = self._tables.now
         block = self._blocks[vcpu].get(stream_id)
         if block is None:
             windows = self._windows[vcpu]

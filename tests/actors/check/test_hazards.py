@@ -23,7 +23,7 @@ def guest() -> Rig:
 
 def kernel_stores(rig: Rig, gpa: int, value: int, vcpu: int = 0) -> None:
     """Let the kernel of a VCPU store to a table, through some address of the kernel's own."""
-    rig.oracle._hazards.access(vcpu, WRITE, False, rig.pfn(gpa >> 12))
+    rig.oracle._hazards.stores.write(vcpu, rig.pfn(gpa >> 12))
     rig.store(gpa, value)
 
 
@@ -96,6 +96,15 @@ def test_a_page_that_is_merely_gone_may_be_used_until_its_frame_is_used_anew() -
     assert hazard.why.endswith("written to the frame for its next use")
 
 
+def test_the_cpu_that_unmaps_a_page_must_not_use_it_itself() -> None:
+    rig = guest()
+    kernel_stores(rig, PTE, 0, vcpu=1)
+    rig.uses(PAGE, 8, vcpu=0)
+    assert hazards(rig) == ()
+    rig.uses(PAGE, 8, vcpu=1)
+    assert [(one.vcpu, one.why) for one in hazards(rig)] == [(1, "VCPU 1 itself had gone on")]
+
+
 def test_writing_for_a_user_through_the_users_own_address_is_no_reuse() -> None:
     rig = guest()
     rig.hardware(KERNEL_PTE, 0x8000 | USED)  # a second user page on the same frame
@@ -121,7 +130,7 @@ def test_rights_count_and_a_and_d_do_not() -> None:
 def test_a_store_of_the_monitor_on_the_guests_behalf_is_claimed_by_the_use_behind_it() -> None:
     rig = guest()
     rig.store(PTE, 0xA000 | USED)
-    rig.oracle._hazards.access(0, WRITE, False, rig.pfn(TABLE >> 12))
+    rig.oracle._hazards.stores.write(0, rig.pfn(TABLE >> 12))
     rig.uses(PAGE, 10, vcpu=0)
     rig.uses(PAGE, 8, vcpu=1)
     assert [one.by for one in hazards(rig)] == [0]

@@ -8,11 +8,14 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from penumbra.actors.console.execute import Outcome
+from penumbra.actors.console.run import verdict_line
 from penumbra.actors.console.workloads import shipped_recordings
 
 Penumbra = Callable[..., tuple[int, str, str]]
@@ -114,6 +117,24 @@ def test_a_broken_protocol_is_found_and_explained(penumbra: Penumbra) -> None:
     said = json.loads(penumbra(*words, "--json")[1])
     assert (said["exit_code"], said["verdict"]) == (1, "INCOHERENT")
     assert said["checker"]["violations"][0]["history"]
+
+
+@pytest.mark.shows("C3", "G8")
+def test_a_guests_own_mistakes_are_named_and_fail_the_run_only_by_wish(penumbra: Penumbra) -> None:
+    bug = ("--scheme", "native", "--set", 'machine.guest_bugs=["skip-local-invlpg"]')
+    code, out, err = penumbra("run", "fork-storm", *bug, "--set", "workload.depth=1")
+    assert (code, err) == (1, "")  # for the wrong values that this guest finds
+    assert "native  coherent: " in out
+    assert "hazard: missing flush: PTE at gpa 0x" in out
+    assert "hazards of the guest: " in out
+    assert "(missing flush)" in out
+    checker = {"n_hazards": 3, "hazards": [{"kind": "late"}]}
+    summary: dict[str, Any] = {"marks": []}
+    one = Outcome("s", "w", "f", False, 1, summary, "coherent", [], checker, "plain", {})
+    assert (one.passes("report"), one.passes("fail")) == (True, False)
+    assert verdict_line(replace(one, summary={"marks": [], "ended": "finished"})) == (
+        "s: coherent; hazards of the guest: 3 uses of revoked translations (late flush)"
+    )
 
 
 def test_schemes_are_compared_side_by_side(penumbra: Penumbra) -> None:

@@ -157,6 +157,17 @@ def test_a_monitor_that_brings_every_store_into_every_shadow_hides_what_the_gues
     assert not judged(frames_taken(), "shootdown", "skip-shootdown").hazards
 
 
+@pytest.mark.shows("G8")
+def test_a_guest_that_reads_garbage_ends_with_its_words_and_not_by_an_exception() -> None:
+    pool = named_workload("buffer-pool")
+    _, summary, verdict = run_machine(
+        pool, "native", vcpus=4, guest_bugs=("skip-local-invlpg",), max_progress=200_000
+    )
+    assert verdict is not None
+    assert verdict.hazards
+    assert {mark[0] for mark in summary["marks"]} == {"wrong"}
+
+
 def test_the_same_run_names_the_same_hazards() -> None:
     first, second = (judged(frames_taken(), "native", "late-shootdown") for _ in range(2))
     assert first == second
