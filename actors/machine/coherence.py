@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import Protocol
 
 from penumbra.actors.machine.control import Control
+from penumbra.actors.machine.frames import FramesOf
 from penumbra.actors.machine.messages import (
     Complete,
     DropTable,
     EmulateStore,
     FaultDelivered,
+    FrameWanted,
     Invalidate,
     LoadRoot,
     Missed,
@@ -185,8 +187,10 @@ class Monitored:
         per_privilege: bool,
         control: Control,
         observer: Observer,
+        frames: FramesOf,
     ) -> None:
         self.registers = registers
+        self._frames = frames
         self._vcpu = vcpu_id
         self._producer = producer
         self._consumers = consumers
@@ -203,6 +207,8 @@ class Monitored:
             reply = self._consumer.ask_nowait(Repair(fault.gva, fault.kind, user))
             if isinstance(reply, TracesWanted):
                 self._place(reply.gfns)
+            elif isinstance(reply, FrameWanted):
+                self._frames.want(reply.gfn, reply.write)
             elif isinstance(reply, TruePageFault):
                 self.note_exit("true fault")
                 return reply
@@ -229,6 +235,9 @@ class Monitored:
                 return reply.ran
             if isinstance(reply, TruePageFault):
                 return reply
+            if isinstance(reply, FrameWanted):
+                self._frames.want(reply.gfn, reply.write)
+                continue
             assert isinstance(reply, TracesWanted)
             self._place(reply.gfns)
 
@@ -237,6 +246,7 @@ class Monitored:
         for gfn in gfns:
             if gfn in self._traces:
                 continue
+            self._frames.separate(gfn)
             self._traces.place(gfn)
             self._observer.count(self._vcpu, "trace_placed")
             self._observer.note(self._vcpu, EventKind.TRACE_PLACED, 0, gfn)

@@ -17,11 +17,13 @@ import numpy as np
 from penumbra.actors.check import Oracle, Verdict
 from penumbra.actors.machine.build import build_machine
 from penumbra.actors.machine.config import MachineConfig
+from penumbra.actors.machine.ground import Place, monitor_frames
 from penumbra.actors.machine.hardware import Hardware
 from penumbra.actors.machine.host import Host
 from penumbra.actors.machine.kernel import KernelServices
-from penumbra.actors.machine.machine import Machine, Place
+from penumbra.actors.machine.machine import Machine
 from penumbra.actors.observe.events import EventLog
+from penumbra.actors.vmm.residents import FramePool
 from penumbra.actors.vmm.schemes import Scheme
 from penumbra.guest.workloads.workload import Workload
 from penumbra.hw.costs import CostProfile
@@ -85,7 +87,7 @@ def build_host(
     Raises:
         ConfigurationError: The parts do not go together.
     """
-    ground = _Ground(config, seed, shared=scheme.shadow != "none")
+    ground = _Ground(config, scheme, seed)
     built = [
         build_machine(
             config, scheme, workload, costs, seed + vm, check=check, place=ground.place(vm)
@@ -105,10 +107,12 @@ class _Ground:
         hardware: What they share; None before, and for guests without a monitor.
     """
 
-    def __init__(self, config: MachineConfig, seed: int, *, shared: bool) -> None:
+    def __init__(self, config: MachineConfig, scheme: Scheme, seed: int) -> None:
         self._config = config
         self._seed = seed
-        self._shared = shared
+        self._shared = scheme.shadow != "none"
+        self._n_monitor = monitor_frames(config, scheme)
+        self._pool: FramePool | None = None
         self._shares: list[list[int]] = []
         self.hardware: Hardware | None = None
         self.events = EventLog()
@@ -121,7 +125,7 @@ class _Ground:
                 return Place(vm, self.events)
             if not self._shares:
                 self._build(n_frames)
-            return Place(vm, self.events, self.hardware, self._shares[vm])
+            return Place(vm, self.events, self.hardware, self._shares[vm], self._pool)
 
         return placed
 
@@ -129,11 +133,19 @@ class _Ground:
         config = self._config
         n_frames = n_each * config.vms
         self.hardware = Hardware(config, n_frames, config.cpus or config.vcpus)
+        if config.host_frames:
+            self._pool = FramePool((), self.hardware.owner)
         scattered = np.random.default_rng(self._seed).permutation(n_frames)
         for vm in range(config.vms):
             frames = np.sort(scattered[vm * n_each : (vm + 1) * n_each])
             self.hardware.owner[frames] = vm
             self._shares.append(frames.tolist())
+            if self._pool is not None:
+                # Every VM brings its part; whose they are in the end is decided as they run.
+                share = scattered[vm * n_each : (vm + 1) * n_each].tolist()
+                self._shares[vm] = share[: self._n_monitor]
+                for pfn in share[self._n_monitor :]:
+                    self._pool.give(pfn)
 
 
 def merge_summaries(

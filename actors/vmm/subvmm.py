@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from penumbra.actors.vmm.derive import derive_leaf
-from penumbra.actors.vmm.fill import Filler, Forward, Outcome, PlaceTraces
+from penumbra.actors.vmm.fill import BringFrame, Filler, Forward, Outcome, PlaceTraces
 from penumbra.actors.vmm.follow import Follower
 from penumbra.actors.vmm.parts import UNPAGED, Parts, Shared
 from penumbra.actors.vmm.propagate import Key
@@ -48,7 +48,9 @@ class SubVmm:
         """Answer a hardware page fault by the guest's own tables (Fig. 8)."""
         return self._filler.fault(gva, kind, user)
 
-    def guest_address(self, gva: int, kind: int, user: bool) -> int | Forward | PlaceTraces:
+    def guest_address(
+        self, gva: int, kind: int, user: bool
+    ) -> int | Forward | PlaceTraces | BringFrame:
         """Translate for an emulated access, A and D set as the hardware would; return a gpa."""
         return self._filler.guest_address(gva, kind, user)
 
@@ -230,6 +232,13 @@ class SubVmm:
         """A trace is being placed on `gfn`: take write permission away here (T3a)."""
         return self.space.revoke_write(gfn)
 
+    def forget_frame(self, gfn: int) -> None:
+        """The machine frame behind a guest frame is about to be another: nothing here may map it.
+
+        Patches in flight that were derived from the old one are void by the trace count (EP3).
+        """
+        self.space.forget_frame(gfn)
+
     def drop_table(self, gfn: int) -> None:
         """Forget everything derived from a guest table; its queued patches mean nothing then."""
         if self.shared.propagation.drain_base(self.vcpu_id, gfn << PAGE_SHIFT).drop_all:
@@ -276,5 +285,11 @@ class SubVmm:
                 entry = self.registers.top[index]
                 assert entry & P and child.role[0] == (entry & self._spec.frame_mask) >> PAGE_SHIFT
         for page, index, target in self.space.leaves():
-            traced = target in self._traces
-            assert not (traced and self.space.entry(page, index) & W), f"{target:#x} is writable"
+            entry = self.space.entry(page, index)
+            traced = target in self._traces or not self._memory.ready(target, True)
+            assert not (traced and entry & W), f"{target:#x} is writable"
+            pfn = self._memory.hpa(target << PAGE_SHIFT)
+            if pfn is not None:
+                right = pfn >> PAGE_SHIFT == (entry & self._spec.frame_mask) >> PAGE_SHIFT
+                assert right, f"{target:#x} is not in the frame of {entry:#x}"
+            assert not self._memory.is_absent(target), f"{target:#x} is mapped and absent"

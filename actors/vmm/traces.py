@@ -51,6 +51,10 @@ class WriteTraces:
         del self._tables[gfn]
         self.n_removed += 1
 
+    def frame_moved(self) -> None:
+        """Count without a trace: a PPN derived before may be another's now (EP3)."""
+        self._matrix.place_trace()
+
     def register(self, gfn: int, index: int, vcpu_id: int) -> None:
         """Note that this VCPU derives from an entry: before the entry is read (Fig. 8, 812)."""
         table = self._tables[gfn]

@@ -293,6 +293,18 @@ class Bench:
         self.traces.remove(gfn)
         self.log.append(Seen("untraced", -1, gfn))
 
+    def move_frame(self, gfn: int, *, keep: bool = False) -> None:
+        """Let a guest frame lie in another machine frame; `keep`: tell nobody but the oracle."""
+        if not keep:
+            for vcpu, submm in enumerate(self.submms):
+                submm.forget_frame(gfn)
+                self._flush(vcpu)
+            self.traces.frame_moved()
+        old = self.memory.move(gfn, self.memory.take_frame())
+        self.oracle.grant(gfn, self.memory.frame_view[gfn])
+        assert old is not None
+        self.memory.give_frame(old)
+
     # ---- what the drivers do --------------------------------------------------------------------
 
     def _miss(self, vcpu: int, stop: Exit, user: bool) -> PageFault | None:
@@ -335,6 +347,7 @@ class Bench:
                 self.place(gpa.gfns)
             if isinstance(gpa, Forward):
                 return self._deliver(vcpu, gva, gpa.error, user), 0, False
+            assert isinstance(gpa, int), "frames move here, none is absent or shared"
             gpas.append(gpa)
         written = [
             (gpa, n) for gpa, (_, n, kind) in zip(gpas, accesses, strict=True) if kind == WRITE
