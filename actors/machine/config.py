@@ -57,8 +57,8 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             workload's recorded references plus 20 million.
         host_frames: Machine frames for guest memory under a monitor, from each VM into the pool
             that all of them take from; the kernel swaps what does not fit. 0: all the guest has.
-        host_moves: Progress after which the monitor moves a guest frame to another machine frame;
-            0 never. A test of whatever maps it.
+        host_moves: Progress after which the monitor moves a guest frame that is in use to another
+            machine frame; 0 never. A test of whatever maps it.
         share_pages: Progress after which the monitor looks for guest frames of equal content and
             lets them share one machine frame until one of them is written; 0 never.
         guest_bugs: Bugs the guest kernel is to have (`penumbra list faults`).

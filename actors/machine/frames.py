@@ -29,7 +29,7 @@ from penumbra.actors.vmm.memory import ABSENT, MemoryManagement
 from penumbra.actors.vmm.residents import FramePool, Residents
 from penumbra.actors.vmm.secondary import SecondaryData
 from penumbra.actors.vmm.traces import WriteTraces
-from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT
+from penumbra.hw.formats import PAGE_SHIFT
 from penumbra.hw.memory import FLAG_SPIN
 
 # Free frames for moves where every guest frame has one.
@@ -232,18 +232,17 @@ class FrameKeeper:
         """Let guest frames of equal content share one machine frame, read-only."""
         memory = self._memory
         first: dict[bytes, int] = {}
-        for gfn in self._residents.gfns():
-            pfn = memory.frame_view[gfn]
+        for pfn, gfn in list(memory.guest_of.items()):
             if gfn in self._traces or self._is_spun_on(pfn):
                 continue
-            content = bytes(memory.ram.bytes[pfn << PAGE_SHIFT : (pfn << PAGE_SHIFT) + PAGE_BYTES])
-            into = first.setdefault(content, pfn)
+            into = first.setdefault(memory.page(gfn), pfn)
             if into == pfn:
                 continue
-            if len(memory.guests(into)) == 1:
+            if not memory.is_shared(memory.guest_of[into]):
                 self._protect(memory.guest_of[into])
-            self._join(gfn, into)
-            self._count("pages_shared")
+            for each in memory.guests(pfn):
+                self._join(each, into)
+                self._count("pages_shared")
 
     # ---- what everyone is told ------------------------------------------------------------------
 

@@ -70,7 +70,6 @@ def _n_backed(guest: GuestSystem) -> int:
 def lay_out(
     config: MachineConfig,
     scheme: Scheme,
-    guest: GuestSystem,
     hardware: Hardware,
     place: Place | None,
     seed: int,
@@ -84,10 +83,9 @@ def lay_out(
         return Ground(frames, absent=True, pool=place.pool)
     own = list(range(hardware.ram.n_frames) if frames is None else frames)
     random.Random(seed).shuffle(own)
-    n_guest = len(own) - monitor_frames(config, scheme)
-    n_pool = n_guest if config.host_frames else n_guest - _n_backed(guest)
+    n_pool = len(own) - monitor_frames(config, scheme)
     owner = hardware.owner if place else None
     pool = FramePool((), owner)
     for pfn in own[:n_pool]:
         pool.give(pfn)
-    return Ground(own[n_pool:], absent=config.host_frames > 0, pool=pool)
+    return Ground(own[n_pool:], absent=True, pool=pool)

@@ -119,7 +119,7 @@ class Machine:
             config, frames_wanted(config, scheme, guest), config.vcpus, siblings
         )
         self.ram = self.hardware.ram
-        ground = lay_out(config, scheme, guest, self.hardware, place, seed)
+        ground = lay_out(config, scheme, self.hardware, place, seed)
         self.memory = MemoryManagement(
             self.ram, guest.n_frames, identity=not shadowed, seed=seed, backed=guest.backed,
             frames=ground.frames, absent=ground.absent,
@@ -246,7 +246,7 @@ class Machine:
             self._flagged_store(hpa, size, old, value)
 
     def spin(self, vcpu_id: int, hpa: int, gva: int) -> bool:
-        sharers = self.memory.guests(hpa >> PAGE_SHIFT)
+        sharers = self.memory.guests(hpa >> PAGE_SHIFT) if self.memory.n_unready else ()
         if len(sharers) > 1:  # whoever writes the word will do it in another frame
             gpa = self.submms[vcpu_id].guest_address(gva, READ, False)
             gfn = gpa >> PAGE_SHIFT if isinstance(gpa, int) else NOBODY

@@ -73,7 +73,7 @@ class MemoryManagement:
         self.guest_of = dict(zip(frames[:n_given], gfns, strict=False))
         self._free = frames[n_given:]
         self._kept: dict[int, bytes] = {}  # of absent frames, where not all zero
-        self._sharers: dict[int, list[int]] = {}  # by PPN, two guest frames or more
+        self._sharers: dict[int, dict[int, None]] = {}  # by PPN, two guest frames or more
         self.n_unready = len(gfns) - n_given
 
     @property
@@ -198,8 +198,8 @@ class MemoryManagement:
         self.frame_view[gfn] = pfn
         first = self.guest_of.setdefault(pfn, gfn)
         if first != gfn:
-            sharers = self._sharers.setdefault(pfn, [first])
-            sharers.append(gfn)
+            sharers = self._sharers.setdefault(pfn, {first: None})
+            sharers[gfn] = None
             self.n_unready += 2 if len(sharers) == 2 else 1
 
     def _leave(self, gfn: int) -> None:
@@ -208,8 +208,8 @@ class MemoryManagement:
         if sharers is None:
             del self.guest_of[pfn]
             return
-        sharers.remove(gfn)
-        self.guest_of[pfn] = sharers[0]
+        del sharers[gfn]
+        self.guest_of[pfn] = next(iter(sharers))
         self.n_unready -= 2 if len(sharers) == 1 else 1
         if len(sharers) == 1:
             del self._sharers[pfn]

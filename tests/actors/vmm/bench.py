@@ -293,17 +293,21 @@ class Bench:
         self.traces.remove(gfn)
         self.log.append(Seen("untraced", -1, gfn))
 
+    def forget_frame(self, vcpu: int, gfn: int) -> None:
+        """Let one VCPU forget where a guest frame lies."""
+        self.submms[vcpu].forget_frame(gfn)
+        self._flush(vcpu)
+
     def move_frame(self, gfn: int, *, keep: bool = False) -> None:
         """Let a guest frame lie in another machine frame; `keep`: tell nobody but the oracle."""
         if not keep:
-            for vcpu, submm in enumerate(self.submms):
-                submm.forget_frame(gfn)
-                self._flush(vcpu)
+            for vcpu in range(len(self.submms)):
+                self.forget_frame(vcpu, gfn)
             self.traces.frame_moved()
         old = self.memory.move(gfn, self.memory.take_frame())
         self.oracle.grant(gfn, self.memory.frame_view[gfn])
-        assert old is not None
-        self.memory.give_frame(old)
+        if old is not None:
+            self.memory.give_frame(old)
 
     # ---- what the drivers do --------------------------------------------------------------------
 
