@@ -108,7 +108,10 @@ class Oracle:
     # Taps: the guest's memory and registers
 
     def grant(self, gfn: int, pfn: int) -> None:
-        """A guest frame lies in machine frame `pfn` from now on; negative: in none."""
+        """A guest frame lies in machine frame `pfn` from now on.
+
+        -1: in none, it is no RAM; -2: in none for now, and nobody can use it before it is.
+        """
         self._tables.now += 1
         before = self._tables.grant(gfn, pfn)
         if before != NO_FRAME:

@@ -9,7 +9,8 @@ import msgspec
 
 from penumbra.actors.check import Oracle
 from penumbra.actors.machine.config import MachineConfig
-from penumbra.actors.machine.machine import Machine, Place, frames_wanted
+from penumbra.actors.machine.ground import Place, frames_wanted
+from penumbra.actors.machine.machine import Machine
 from penumbra.actors.machine.observer import Taps
 from penumbra.actors.runtime import Chooser
 from penumbra.actors.vmm.schemes import Scheme
@@ -73,7 +74,7 @@ def build_machine(
     for problem in (
         machine.problem(),
         scheme.problem(),
-        scheme.machine_problem(machine.paging, machine.tlb),
+        scheme.machine_problem(machine.paging, machine.tlb, frames_move=machine.frames_move),
     ):
         if problem:
             raise ConfigurationError(problem)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from penumbra.actors.machine.control import Control
+from penumbra.actors.machine.frames import FramesOf
 from penumbra.actors.machine.logged import WriteBuffers
 from penumbra.actors.machine.messages import (
     Complete,
@@ -19,6 +20,7 @@ from penumbra.actors.machine.messages import (
     EmulateStore,
     FaultDelivered,
     Followed,
+    FrameWanted,
     Invalidate,
     LoadRoot,
     MachineChecked,
@@ -207,10 +209,12 @@ class Monitored:
         control: Control,
         observer: Observer,
         buffers: WriteBuffers,
+        frames: FramesOf,
         *,
         shares: bool = False,
     ) -> None:
         self.registers = registers
+        self._frames = frames
         self._vcpu = vcpu_id
         self._producer = producer
         self._consumers = consumers
@@ -230,6 +234,8 @@ class Monitored:
             reply = self._ask(Repair(fault.gva, fault.kind, user))
             if isinstance(reply, TracesWanted):
                 self._place(reply.gfns)
+            elif isinstance(reply, FrameWanted):
+                self._frames.want(reply.gfn, reply.write)
             elif isinstance(reply, TruePageFault):
                 self.note_exit("true fault")
                 return reply
@@ -278,6 +284,9 @@ class Monitored:
                 return reply.ran
             if isinstance(reply, TruePageFault):
                 return reply
+            if isinstance(reply, FrameWanted):
+                self._frames.want(reply.gfn, reply.write)
+                continue
             assert isinstance(reply, TracesWanted)
             self._place(reply.gfns)
 
@@ -293,6 +302,7 @@ class Monitored:
         for gfn in gfns:
             if gfn in self._traces:
                 continue
+            self._frames.separate(gfn)
             self._traces.place(gfn)
             self._observer.count(self._vcpu, "trace_placed")
             self._observer.note(self._vcpu, EventKind.TRACE_PLACED, 0, gfn)

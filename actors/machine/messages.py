@@ -197,6 +197,13 @@ class TracesWanted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4
     gfns: tuple[int, ...]
 
 
+class FrameWanted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=30):
+    """This guest frame must be in a machine frame first, its own if `write`; then ask again."""
+
+    gfn: int
+    write: bool
+
+
 class Repaired(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
     """A hidden fault: the shadow holds the translation now. `remote`: see `Followed`."""
 
@@ -229,7 +236,9 @@ class LogTold(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
 
 
 ProducerOrder: TypeAlias = EmulateStore | DeviceStore | TellLogged
-ProducerReply: TypeAlias = Stored | TruePageFault | TracesWanted | DeviceStored | LogTold
+ProducerReply: TypeAlias = (
+    Stored | TruePageFault | TracesWanted | FrameWanted | DeviceStored | LogTold
+)
 
 
 # ---- the disk ------------------------------------------------------------------------------
@@ -318,6 +327,12 @@ class DropTable(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
     gfn: int
 
 
+class ForgetFrame(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=31):
+    """The machine frame behind a guest frame is about to change: no shadow, no TLB may map it."""
+
+    gfn: int
+
+
 class Missed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
     """The TLB, which software manages, has no answer; the reply is `Repaired` if the shadow has."""
 
@@ -380,9 +395,17 @@ ConsumerOrder: TypeAlias = (
     | ShootDown
     | RevokeWrite
     | DropTable
+    | ForgetFrame
     | Missed
     | ForgetAll
 )
 ConsumerReply: TypeAlias = (
-    Repaired | StoreWanted | TruePageFault | TracesWanted | Followed | Refused | MachineChecked
+    Repaired
+    | StoreWanted
+    | TruePageFault
+    | TracesWanted
+    | FrameWanted
+    | Followed
+    | Refused
+    | MachineChecked
 )

@@ -9,7 +9,7 @@ Source: A40 Figs 5, 6, 11, 12; VMM-A to VMM-D, 396, 399.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from penumbra.actors.machine.logged import LogTeller
 from penumbra.actors.machine.messages import (
@@ -24,6 +24,8 @@ from penumbra.actors.machine.messages import (
     FaultDelivered,
     Followed,
     ForgetAll,
+    ForgetFrame,
+    FrameWanted,
     Invalidate,
     LoadRoot,
     MachineChecked,
@@ -51,7 +53,14 @@ from penumbra.actors.machine.seat import Seat
 from penumbra.actors.machine.tlbs import TlbManagement
 from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import Actor, ActorRef
-from penumbra.actors.vmm.fill import Emulate, Forward, Hidden, MachineCheck, PlaceTraces
+from penumbra.actors.vmm.fill import (
+    BringFrame,
+    Emulate,
+    Forward,
+    Hidden,
+    MachineCheck,
+    PlaceTraces,
+)
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.secondary import SecondaryData
@@ -119,6 +128,8 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
             self._submm.drop_table(message.gfn)
         elif isinstance(message, ForgetAll):
             self._submm.forget_all()
+        elif isinstance(message, ForgetFrame):
+            self._submm.forget_frame(message.gfn)
         return self._followed()
 
     def _repair(self, message: Repair) -> ConsumerReply:
@@ -129,6 +140,8 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
             return TracesWanted(outcome.gfns)
         if isinstance(outcome, MachineCheck):
             return MachineChecked(outcome.gva, outcome.gpa)
+        if isinstance(outcome, BringFrame):
+            return FrameWanted(outcome.gfn, outcome.write)
         self._flush()
         if isinstance(outcome, Emulate):
             return StoreWanted()
@@ -253,7 +266,12 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
                 return TruePageFault(gva, gpa.error, kind)
             if isinstance(gpa, PlaceTraces):
                 return TracesWanted(gpa.gfns)
+            if isinstance(gpa, BringFrame):
+                return FrameWanted(gpa.gfn, gpa.write)
             gpas.append(gpa)
+        unready = self._unready(gpas, accesses)
+        if unready is not None:
+            return unready
         written = [
             (gpa, n) for gpa, (_, n, kind) in zip(gpas, accesses, strict=True) if kind == WRITE
         ]
@@ -273,8 +291,20 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
         self._tell(keys, cause)
         return Stored(ran, self._flooded(message, [gpa for gpa, _ in written]) if keys else ())
 
-    def _physical(self, message: EmulateStore, gpa: int, n: int, kind: int) -> Stored:
+    def _unready(
+        self, gpas: list[int], accesses: Sequence[tuple[int, int, int]]
+    ) -> FrameWanted | None:
+        """Return the first frame of an access that it cannot be made in where it is now."""
+        for gpa, (_, _, kind) in zip(gpas, accesses, strict=True):
+            if not self._memory.ready(gpa >> PAGE_SHIFT, kind == WRITE):
+                return FrameWanted(gpa >> PAGE_SHIFT, kind == WRITE)
+        return None
+
+    def _physical(self, message: EmulateStore, gpa: int, n: int, kind: int) -> Stored | FrameWanted:
         """Make an access whose guest-physical address the guest names itself."""
+        unready = self._unready([gpa], [(gpa, n, kind)])
+        if unready is not None:
+            return unready
         keys = self._submm.begin_store([(gpa, n)] if kind == WRITE else [])
         ran = self._cpu.ask_nowait(
             Complete(message.work, message.user, message.at, (self._reach(gpa),))  # 831

@@ -49,6 +49,10 @@ class EventKind(IntEnum):
     MARK = 24
     VM_END = 25
     WORLD_SWITCH = 26
+    FRAME_IN = 27
+    FRAME_OUT = 28
+    FRAME_MOVED = 29
+    FRAME_SHARED = 30
 
 
 COLUMNS: Final[dict[str, str]] = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Protocol, TypeAlias
 
-from penumbra.actors.vmm.fill import Forward, Outcome, PlaceTraces
+from penumbra.actors.vmm.fill import BringFrame, Forward, Outcome, PlaceTraces
 from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.walk import GuestRegisters
 from penumbra.hw.exits import GeneralProtection
@@ -30,7 +30,9 @@ class SecondaryData(Protocol):
         """Answer a hardware page fault by the guest's own tables (Fig. 8; VTLB method 700)."""
         ...
 
-    def guest_address(self, gva: int, kind: int, user: bool) -> int | Forward | PlaceTraces:
+    def guest_address(
+        self, gva: int, kind: int, user: bool
+    ) -> int | Forward | PlaceTraces | BringFrame:
         """Translate for an emulated access, A and D set as the hardware would; return a gpa."""
         ...
 
@@ -103,6 +105,13 @@ class SecondaryData(Protocol):
 
     def forget_all(self) -> None:
         """Forget everything derived from any guest table."""
+
+    def forget_frame(self, gfn: int) -> None:
+        """The machine frame behind a guest frame is about to be another, or none, or shared.
+
+        Afterwards nothing derived maps the old one, and `take_flushes` names every address that a
+        TLB may hold for it. What was derived *from* the frame, if it is a table, stays.
+        """
 
     # ---- what the hardware has to be told ---------------------------------------------------
 

@@ -261,6 +261,10 @@ class VirtualTlb:
     def drop_table(self, gfn: int) -> None:
         pass
 
+    def forget_frame(self, gfn: int) -> None:
+        """Drop everything: entries are not kept by what they map."""
+        self.state.empty()
+
     def stores_lost(self) -> int:
         """No store is followed, so none can be lost."""
         return 0
