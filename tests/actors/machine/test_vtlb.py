@@ -42,7 +42,7 @@ def run_coherent(workload: Workload, scheme: Any, **config: Any) -> tuple[Machin
     return machine, summary
 
 
-@pytest.mark.shows("I1", "I4", "S3", "C5", "VTLBc 1", "VTLBc 14", "VTLBc 24")
+@pytest.mark.shows("I1", "I4", "S3", "C5", "VTLBc 1", "VTLBc 14", "VTLBc 24", "VTLBc 28")
 @pytest.mark.parametrize("workload", WORKLOADS)
 @pytest.mark.parametrize(
     ("paging", "vcpus", "tlb", "smt"), [("ia32", 1, 8, 1), ("x86-64", 4, 1024, 2)]
