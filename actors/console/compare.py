@@ -36,7 +36,7 @@ def compare(arguments: argparse.Namespace) -> int:
     for job in jobs:
         job.source.decode()
     with ProgressBars(names, arguments.quiet) as bars:
-        outcomes = run_all(jobs, _n_workers(arguments, len(jobs)), bars)
+        outcomes = run_all(jobs, n_workers(arguments, len(jobs)), bars)
     base = outcomes[names.index(base_name)]
     differ = views.memory(outcomes)
     code = 0 if not differ and all(outcome.acceptable for outcome in outcomes) else 1
@@ -68,7 +68,8 @@ def _scheme_names(arguments: argparse.Namespace, source: Source) -> list[str]:
     return names
 
 
-def _n_workers(arguments: argparse.Namespace, n_jobs: int) -> int:
+def n_workers(arguments: argparse.Namespace, n_jobs: int) -> int:
+    """Return how many processes run `n_jobs` jobs, as `--jobs` asks or else a few."""
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UsageError(COMMAND_LINE, f"--jobs {arguments.jobs}", "must be at least 1")
     return min(n_jobs, arguments.jobs or min(_MOST_WORKERS, os.cpu_count() or 1))

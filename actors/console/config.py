@@ -19,7 +19,7 @@ from penumbra.actors.console.errors import COMMAND_LINE, UsageError
 from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.vmm.compose import order_named
 from penumbra.actors.vmm.schemes import PATCH, PRESETS, Scheme
-from penumbra.hw.costs import CostProfile
+from penumbra.hw.costs import CostProfile, shipped_profiles
 
 _MAX_SEED = (1 << 63) - 1
 _MAX_CAPACITY = 1 << 16
@@ -98,6 +98,8 @@ class Source:
         """
         tables = deepcopy(self.tables)
         tables["scheme"] = _whole_scheme(tables.get("scheme", {}))
+        if "costs" in tables:
+            tables["costs"] = self._whole_costs(tables["costs"])
         try:
             config = msgspec.convert(tables, RunConfig)
         except msgspec.ValidationError as error:
@@ -105,6 +107,17 @@ class Source:
             raise self.error(place.strip("`") or "$", cause) from None
         self._refuse_problems(config)
         return config
+
+    def _whole_costs(self, given: Any) -> Any:
+        """Return the table of costs on top of the shipped profile that it names, if it does."""
+        if not isinstance(given, dict) or "profile" not in given:
+            return given
+        name, known = given["profile"], shipped_profiles()
+        if not isinstance(name, str) or name not in known:
+            cause = f"no cost profile is named {name!r} (known: {', '.join(known)})"
+            raise self.error("$.costs.profile", cause)
+        own = {key: value for key, value in given.items() if key != "profile"}
+        return {**msgspec.to_builtins(known[name]), **own}
 
     def _refuse_problems(self, config: RunConfig) -> None:
         problem = config.machine.problem()

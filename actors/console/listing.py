@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import msgspec
-
 from penumbra.actors.console.errors import UsageError
 from penumbra.actors.console.printing import print_json
 from penumbra.actors.console.tables import Grid, Paper, count
@@ -19,7 +17,7 @@ from penumbra.actors.vmm.vtlb.errata import ERRATA
 from penumbra.guest.kernel.bugs import GUEST_BUGS
 from penumbra.guest.traces import TraceError, info, read_recording
 from penumbra.guest.workloads import WORKLOADS
-from penumbra.hw.costs import CostProfile
+from penumbra.hw.costs import CostProfile, prices, shipped_profiles
 
 Row = dict[str, Any]
 
@@ -31,6 +29,7 @@ def listing(arguments: argparse.Namespace) -> int:
         "recordings": _recordings,
         "schemes": _schemes,
         "costs": _costs,
+        "profiles": _profiles,
         "faults": _faults,
     }
     chosen = [arguments.what] if arguments.what else list(lists)
@@ -101,8 +100,17 @@ def _schemes() -> list[Row]:
 
 
 def _costs() -> list[Row]:
-    profile = msgspec.to_builtins(CostProfile())
-    return [{"name": name, "cycles": value} for name, value in profile.items()]
+    """List the prices of each profile, in cycles; `source` says whence they are."""
+    profiles = {"default": CostProfile(), **shipped_profiles()}
+    return [
+        {"name": name, **{key: getattr(profile, name) for key, profile in profiles.items()}}
+        for name in prices(CostProfile())
+    ]
+
+
+def _profiles() -> list[Row]:
+    profiles = {"default": CostProfile(), **shipped_profiles()}
+    return [{"name": name, "source": profile.source} for name, profile in profiles.items()]
 
 
 def _faults() -> list[Row]:

@@ -71,6 +71,8 @@ def _load(command: str) -> Callable[[argparse.Namespace], int]:
             from penumbra.actors.console.trace import trace as action
         case "litmus":
             from penumbra.actors.console.litmus import litmus as action
+        case "paper":
+            from penumbra.actors.console.paper import paper as action
         case "check":
             from penumbra.actors.console.check import check as action
         case "list":
@@ -130,11 +132,18 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("check", help="check the MMU against a file of known results"), every
     )
 
+    published = commands.add_parser(
+        "paper", parents=[every], help="published ratios beside what the model says of them"
+    )
+    published.add_argument("--rows", metavar="R5,R7,...", help="these rows only")
+    published.add_argument("--jobs", type=int, metavar="N", help="runs at a time (at most 2)")
+    _running(published)
+
     listed = commands.add_parser("list", parents=[every], help="list what can be named")
     listed.add_argument(
         "what",
         nargs="?",
-        choices=("workloads", "recordings", "schemes", "costs", "faults"),
+        choices=("workloads", "recordings", "schemes", "costs", "profiles", "faults"),
         help="one of them only",
     )
     commands.add_parser(
@@ -154,6 +163,10 @@ def _simulation(parser: argparse.ArgumentParser) -> None:
         metavar="TABLE.KEY=VALUE",
         help="override the configuration, e.g. scheme.options.capacity=1",
     )
+    _running(parser)
+
+
+def _running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-check", dest="check", action="store_false", help="run UNCHECKED")
     parser.add_argument("--runs", metavar="DIR", default="runs", help="where run folders go (runs)")
     parser.add_argument("--engine", choices=("numba", "plain"), help="how the CPUs are executed")

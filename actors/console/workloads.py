@@ -18,6 +18,7 @@ from penumbra.actors.console.errors import COMMAND_LINE, UsageError
 from penumbra.guest.traces import TraceError
 from penumbra.guest.workloads import WORKLOADS
 from penumbra.guest.workloads.workload import Workload, named_workload, recorded_workload
+from penumbra.hw.costs import shipped_profiles
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def schema() -> dict[str, Any]:
             properties[key] = msgspec.json.schema(type(default)) | {"default": default}
         kinds.append(_schema_of(properties, "name"))
     whole["$defs"]["RunConfig"]["properties"]["workload"] = {"oneOf": kinds}
+    whole["$defs"]["CostProfile"]["properties"]["profile"] = {"enum": list(shipped_profiles())}
     return whole
 
 

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from penumbra.actors.observe.events import Columns
 from penumbra.actors.observe.summary import canonical_json, write_npz
 
@@ -196,3 +198,9 @@ def _unused(path: Path, word: str) -> Path:
     while (other := path.with_name(f"{path.name}.{word}-{number}")).exists():
         number += 1
     return other
+
+
+def read_columns(folder: Path) -> Columns:
+    """Return the event columns that a run left in its folder."""
+    with np.load(folder / EVENTS, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}

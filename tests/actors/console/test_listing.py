@@ -36,7 +36,7 @@ def test_everything_that_can_be_named_is_listed(penumbra: Penumbra) -> None:
     assert names >= {"workloads", "fork-storm", "pipeline", "native", "shootdown", "patch"}
     assert names >= set(SWITCHES) >= {"free_last"}
     said = json.loads(penumbra("list", "--json")[1])
-    assert list(said) == ["costs", "faults", "recordings", "schemes", "workloads"]
+    assert list(said) == ["costs", "faults", "profiles", "recordings", "schemes", "workloads"]
     assert {row["name"]: row for row in said["schemes"]}["patch"]["propagate"] == "patch"
 
 
