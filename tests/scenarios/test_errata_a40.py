@@ -135,7 +135,7 @@ def test_EP7_a_table_linked_again_with_patches_waiting_is_old() -> None:
 
 
 @both_formats
-@pytest.mark.shows("EP7", "P4", "V4")
+@pytest.mark.shows("EP7", "P4", "V4", "C2")
 @pytest.mark.parametrize("channels", [kind.value for kind in Channels])
 def test_EP7_the_checker_refuses_the_translation_of_a_table_linked_as_it_was(
     spec: FormatSpec, channels: str

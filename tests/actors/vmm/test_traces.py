@@ -44,6 +44,7 @@ def test_stores_count_until_a_fill_goes_through_the_table() -> None:
     assert traces.note_store(5) == 1
 
 
+@pytest.mark.shows("V6")
 def test_a_trace_removed_and_placed_again_starts_anew() -> None:
     traces = WriteTraces(Matrix(1))
     traces.place(5)

@@ -232,7 +232,7 @@ def test_an_event_drops_the_entries_tied_to_it_or_all_and_both_are_right(
 
 
 @both_formats
-@pytest.mark.shows("I2", "ET11")
+@pytest.mark.shows("I2", "ET11", "C2")
 @pytest.mark.parametrize("printed", [False, True])
 def test_a_task_switch_flushes_first_and_then_chooses_the_hierarchy(
     spec: FormatSpec, printed: bool
