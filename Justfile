@@ -15,9 +15,9 @@ default:
 demo *args: setup-demo
     @{{ penumbra }} compare pipeline --schemes native,shootdown,patch "$@"
 
-# Run the tests; arguments go to pytest.
+# Run the tests on all cores; arguments go to pytest (`-n 0`: in one process).
 test *args: setup-dev
-    {{ python }} -m pytest "$@"
+    {{ python }} -m pytest -n auto --dist worksteal "$@"
 
 # Check style and formatting with ruff.
 lint: setup-dev
@@ -85,6 +85,11 @@ swap-thrash *args: setup-demo
 page-splitting *args: setup-demo
     @{{ penumbra }} compare examples/page_splitting.toml "$@"
 
+# Compare the schemes of a file of one's own with the listed ones, on a small tree of processes.
+own-schemes *args: setup-demo
+    @{{ penumbra }} compare fork-storm --set workload.pages=6 --set workload.depth=1 \
+        --scheme-file examples/own_schemes.toml "$@"
+
 # Compare schemes on a process that forks and waits, over and over.
 fork-wait *args: setup-demo
     @{{ penumbra }} compare examples/fork_wait.toml "$@"
@@ -112,6 +117,7 @@ munmap-storm *args: setup-demo
 # Compare schemes on threads that map a file for each request.
 mmap-server *args: setup-demo
     @{{ penumbra }} compare examples/mmap_server.toml "$@"
+
 # Compare schemes on a recorded program, a shell pipeline of eleven processes.
 recorded *args: setup-demo
     @{{ penumbra }} compare examples/recorded.toml "$@"
@@ -125,6 +131,7 @@ examples: setup-demo embed-examples
     @{{ penumbra }} compare examples/mmap_churn.toml {{ few }}
     @{{ penumbra }} compare examples/mmap_server.toml {{ few }}
     @{{ penumbra }} compare examples/munmap_storm.toml {{ few }}
+    @{{ penumbra }} compare fork-storm {{ few }} --set workload.depth=1 --scheme-file examples/own_schemes.toml
     @{{ penumbra }} compare examples/page_fault.toml {{ few }}
     @{{ penumbra }} compare examples/page_splitting.toml {{ few }}
     @{{ penumbra }} compare examples/process_switcher.toml {{ few }}

@@ -83,8 +83,9 @@ def _chosen(arguments: argparse.Namespace) -> list[f.Figure]:
 def _job(run: Run, arguments: argparse.Namespace) -> Job:
     """Return the job that the run's own command would make."""
     said = argparse.Namespace(
-        workload=run.workload, vcpus=run.vcpus, settings=run.all_settings, seed=arguments.seed
-    )
+        workload=run.workload, vcpus=run.vcpus, settings=run.all_settings, seed=arguments.seed,
+        scheme_files=[],
+    )  # fmt: skip
     source = source_of(said).with_scheme(run.scheme, f"--scheme {run.scheme}")
     source.decode()
     return Job(source, how_of(arguments))

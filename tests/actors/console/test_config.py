@@ -12,7 +12,7 @@ import pytest
 
 from penumbra.actors.console.config import RunConfig, Source, apply_settings, read_toml
 from penumbra.actors.console.errors import UsageError
-from penumbra.actors.console.execute import config_text, identify
+from penumbra.actors.console.prepare import config_text, identify
 from penumbra.actors.console.workloads import build, find_source, schema, shipped_recordings
 from penumbra.actors.vmm.schemes import PATCH, Scheme, SchemeOptions
 from penumbra.hw.costs import shipped_profiles
@@ -272,7 +272,7 @@ def test_the_schema_names_every_table(penumbra: Callable[..., Said]) -> None:
     code, out, err = penumbra("schema")
     assert (code, err, json.loads(out)) == (0, "", json.loads(json.dumps(schema())))
     properties = json.loads(out)["$defs"]["RunConfig"]["properties"]
-    assert sorted(properties) == ["costs", "machine", "scheme", "seed", "workload"]
+    assert sorted(properties) == ["costs", "machine", "scheme", "schemes", "seed", "workload"]
     kinds = [kind["properties"] for kind in properties["workload"]["oneOf"]]
     [storm] = [kind for kind in kinds if kind.get("name") == {"const": "fork-storm"}]
     assert storm["pages"] == {"type": "integer", "default": 24}
