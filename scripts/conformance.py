@@ -31,14 +31,13 @@ Rows = dict[str, dict[str, str]]
 
 _FIGURE = re.compile(r"^(?:(A40|VTLB) )?Figs?\.? ?(\d+[A-D]?(?:/[A-D])?):?((?: \d{3,4}[A-P]?)*)$")
 _FIGURES_OF_A40 = {"9", "10", "11", "12", "13"}
-_NAMES_PER_FILE = 3
 _NAMES_PER_ROW = 8
 _HEAD = """# Conformance
 
 What the requirements and the texts ask for, row by row, and the tests that show it. The tests say
 so themselves (`@pytest.mark.shows`); `just conformance` writes this file, nobody else does, and CI
 refuses a stale one or a row without a test. A test's name is its sentence, with `test_` before it
-and underscores for blanks; where many show a row, only their files and numbers are given.
+and underscores for blanks; where many show a row, their files are given, with how many in each.
 
 K to C are the project's requirements, A40c and VTLBc the claims, A40 and VTLB the blocks and
 passages of the two specifications, EP, ET and EG the errata (`errata.md`).
@@ -97,9 +96,9 @@ def canonical(marker: str) -> list[str]:
 def collect() -> dict[str, set[str]]:
     """Collect all tests and return row -> node ids of test functions."""
     markers, quiet = _Markers(), io.StringIO()
-    arguments = ["--collect-only", "-qq", "-p", "no:cacheprovider", str(ROOT / "tests")]
+    arguments = ["--collect-only", "-qq", "--assert=plain", "-p", "no:cacheprovider"]
     with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-        code = pytest.main(arguments, [markers])
+        code = pytest.main([*arguments, str(ROOT / "tests")], [markers])
     if code != pytest.ExitCode.OK:
         sys.exit(f"tests cannot be collected:\n{markers.broken or quiet.getvalue()[-2000:]}")
     shown: dict[str, set[str]] = defaultdict(set)
@@ -115,18 +114,17 @@ def sentence(name: str) -> str:
 
 
 def cell(tests: Iterable[str]) -> str:
-    """Return the tests of one row, file by file; of many, the files and how many there are."""
+    """Return the tests of one row, file by file; of many, the files and how many of each."""
     by_file: dict[str, list[str]] = defaultdict(list)
     for place in sorted(tests):
         path, _, name = place.partition("::")
         by_file[path.removeprefix("tests/")].append(sentence(name))
-    many = sum(map(len, by_file.values())) > _NAMES_PER_ROW
-    parts = []
-    for path, names in by_file.items():
-        told = names if not many and len(names) <= _NAMES_PER_FILE else [f"{len(names)} tests"]
-        told = ["1 test"] if many and len(names) == 1 else told
-        parts.append(f"[{path}](../tests/{path}): {'; '.join(told)}")
-    return "<br>".join(parts) or "none"
+    link = {path: f"[{path}](../tests/{path})" for path in by_file}
+    n_tests = sum(map(len, by_file.values()))
+    if n_tests > _NAMES_PER_ROW:
+        counted = (f"{link[path]} {len(names)}" for path, names in by_file.items())
+        return f"{n_tests} tests: {', '.join(counted)}"
+    return "<br>".join(f"{link[path]}: {'; '.join(names)}" for path, names in by_file.items())
 
 
 def render(rows: Rows, shown: Mapping[str, set[str]]) -> str:
@@ -135,7 +133,8 @@ def render(rows: Rows, shown: Mapping[str, set[str]]) -> str:
     for section, entries in rows.items():
         lines += [f"## {section}", "", "| row | what | shown by |", "| --- | --- | --- |"]
         lines += [
-            f"| {row} | {what} | {cell(shown.get(row, ()))} |" for row, what in entries.items()
+            f"| {row} | {what} | {cell(shown.get(row, ())) or 'none'} |"
+            for row, what in entries.items()
         ]
         lines.append("")
     return "\n".join(lines)

@@ -111,8 +111,8 @@ def test_the_table_gives_names_of_few_tests_and_counts_of_many() -> None:
     assert text.endswith(
         "## Section\n\n| row | what | shown by |\n| --- | --- | --- |\n"
         "| X1 | one | [hw/test_a.py](../tests/hw/test_a.py): TestWalks; a b |\n"
-        "| X2 | two | [hw/test_a.py](../tests/hw/test_a.py): 5 tests<br>"
-        "[hw/test_b.py](../tests/hw/test_b.py): 5 tests |\n"
+        "| X2 | two | 10 tests: [hw/test_a.py](../tests/hw/test_a.py) 5, "
+        "[hw/test_b.py](../tests/hw/test_b.py) 5 |\n"
         "| X3 | three | none |\n"
     )
 
