@@ -15,9 +15,20 @@ from penumbra.actors.vmm.vtlb.virtual_tlb import (
     RootLoaded,
     TaskSwitched,
 )
-from penumbra.hw.formats import CR0_WP, IA32, PAGE_SHIFT, PF_U, PF_W, X86_64, FormatSpec, P, U
+from penumbra.hw.formats import (
+    CR0_WP,
+    CR4_PGE,
+    IA32,
+    PAGE_SHIFT,
+    PF_U,
+    PF_W,
+    X86_64,
+    FormatSpec,
+    P,
+    U,
+)
 from penumbra.hw.streams import READ, WRITE
-from tests.actors.vmm.bench import PROTECTED, Faulted
+from tests.actors.vmm.bench import CR4, PROTECTED, Faulted
 from tests.actors.vmm.vtlb.bench import (
     FORMATS,
     FRAME,
@@ -213,6 +224,9 @@ def test_the_guest_reads_its_own_registers_and_hidden_faults_leave_cr2_alone(
     assert registers.cr2 == NEIGHBOUR + 8
     bench.load_cr0(0, PROTECTED & ~CR0_WP)
     assert (registers.cr0, registers.cr3) == (PROTECTED & ~CR0_WP, bench.root << PAGE_SHIFT)
+    assert bench.cpus[0].reg[0] != registers.cr3, "the hardware has another root"
+    bench.load_cr4(0, registers.cr4 ^ CR4_PGE)
+    assert registers.cr4 == CR4[spec.name] ^ CR4_PGE
 
 
 @both_formats
