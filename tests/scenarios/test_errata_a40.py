@@ -74,7 +74,7 @@ def test_EP4_an_entry_read_before_its_consumer_is_registered_may_be_old() -> Non
     assert explore(Filling(fences=False).program(), Model.TSO).n_failing > 0
 
 
-@pytest.mark.shows("EP5", "Fig 11 832", "A40 ¶95")
+@pytest.mark.shows("EP5", "Fig 11 832", "A40 ¶95-96")
 def test_EP5_who_stops_being_a_consumer_and_keeps_its_copy_misses_a_store() -> None:
     for model in Model:
         assert explore(Filling(leaves=True, keeps=True).program(), model).n_failing > 0

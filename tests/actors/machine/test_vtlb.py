@@ -77,7 +77,7 @@ def test_sixteen_vcpus_have_pairs_of_their_own() -> None:
     assert summary["counters"]["hidden_fault"] > 0
 
 
-@pytest.mark.shows("I1", "I2")
+@pytest.mark.shows("I1", "I2", "VTLBc 2", "VTLBc 3", "VTLBc 16", "VTLBc 25", "Fig 5 504 506")
 def test_no_store_to_a_guest_table_exits_and_every_event_does() -> None:
     _, native = run_coherent(SMALL_CHURN, "native", vcpus=2)
     _, patch = run_coherent(SMALL_CHURN, "patch", vcpus=2)

@@ -20,7 +20,7 @@ def test_a_trace_voids_every_derived_value_and_knows_nobody_yet() -> None:
     assert traces.consumers(5, 0) == 0
 
 
-@pytest.mark.shows("V6", "P3")
+@pytest.mark.shows("V6", "P3", "A40 ¶95-96")
 def test_consumers_are_noted_per_entry_and_forgotten_one_by_one() -> None:
     traces = WriteTraces(Matrix(3))
     traces.place(5)
