@@ -290,7 +290,6 @@ def test_et15_a_hidden_fault_leaves_the_guests_cr2_alone(spec: FormatSpec, print
     assert bench.vtlbs[0].registers.cr2 == (GVA if printed else 0x77)
 
 
-@pytest.mark.shows("I5")
 def test_every_erratum_says_what_its_printed_form_does() -> None:
     assert [f"ET{i}" for i in range(1, 16)] == [name for name in ERRATA if name != "ET1b"]
     assert all(about[0].isdigit() and ":" in about for about in ERRATA.values())
