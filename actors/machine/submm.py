@@ -320,13 +320,24 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
         self._tell(self._submm.begin_store([(gpa, 1)]), cause)
 
     def _tell(self, keys: list[Key], cause: int) -> None:
-        for key, consumers in self._submm.finish_store(keys):  # 844
+        owed = self._submm.finish_store(keys)
+        self._note_told(keys, dict(owed), cause)
+        for key, consumers in owed:  # 844
             blockers = self._submm.blockers(consumers)
             if blockers:
                 self._wait_for(blockers)
                 consumers = self._submm.tell(key, consumers)
             self._shoot_down(key, consumers, cause)
         self._submm.end_store(keys)
+
+    def _note_told(self, keys: list[Key], owed: dict[Key, int], cause: int) -> None:
+        """Note who has been told of which entry; who is neither told nor shot down stands by."""
+        for key in keys:
+            told = self._submm.consumers(key) & ~owed.get(key, 0)
+            if told:
+                self._observer.note(
+                    self._vcpu, EventKind.PATCH_POSTED, 0, key[0] | key[1], told, cause
+                )
 
     def _wait_for(self, consumers: int) -> None:
         """Let consumers take what is in the channel now: it only makes them more coherent."""

@@ -46,6 +46,10 @@ class SecondaryData(Protocol):
         """The store is visible: tell the consumers; return who is owed a shootdown of what."""
         ...
 
+    def consumers(self, key: Key) -> int:
+        """Return the bit set of those whom a change of one entry concerns."""
+        ...
+
     def tell(self, key: Key, consumers: int) -> int:
         """Tell consumers of one entry again; return the bit set of those still owed."""
         ...

@@ -97,15 +97,18 @@ class SubVmm:
             return owed
         self.shared.propagation.stored(self.vcpu_id)
         for key in keys:
-            gfn, index = key[0] >> PAGE_SHIFT, key[1] // self._spec.entry_bytes
-            consumers = self._traces.consumers(gfn, index)  # 832
-            if self.shared.scheme.options.tell_all:
-                consumers = (1 << self.shared.matrix.n) - 1
+            consumers = self.consumers(key)
             if consumers:
                 full = self.tell(key, consumers)
                 if full:
                     owed.append((key, full))
         return owed
+
+    def consumers(self, key: Key) -> int:
+        """Return the bit set of those whom a change of an entry concerns (832); others stand by."""
+        if self.shared.scheme.options.tell_all:
+            return (1 << self.shared.matrix.n) - 1
+        return self._traces.consumers(key[0] >> PAGE_SHIFT, key[1] // self._spec.entry_bytes)
 
     def tell(self, key: Key, consumers: int) -> int:
         """Tell consumers of one changed entry (836-842); return the bit set of those still owed."""

@@ -238,6 +238,10 @@ class VirtualTlb:
         """Nobody is told."""
         return []
 
+    def consumers(self, key: Key) -> int:
+        """No change concerns anybody before his own event."""
+        return 0
+
     def tell(self, key: Key, consumers: int) -> int:
         """There are no channels to tell anybody by."""
         return 0

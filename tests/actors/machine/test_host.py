@@ -50,7 +50,7 @@ def build_host(scheme: str = "patch", **config: Any) -> Host:
     return host
 
 
-@pytest.mark.shows("S3", "C5")
+@pytest.mark.shows("S3", "C5", "VTLB Fig 1", "G5")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("workload", [SMALL_STORM, SMALL_STRESS, SMALL_CHURN], ids=lambda w: w.name)
 def test_every_scheme_ends_coherent_at_equal_progress_and_memory(
@@ -93,7 +93,7 @@ def test_what_the_cpus_counted_is_shared_out_among_the_vcpus() -> None:
     assert total["walk_read"] == counted[m.R_WALK_READS] > 0
 
 
-@pytest.mark.shows("K1")
+@pytest.mark.shows("K1", "A40 Fig 5")
 def test_each_cpu_is_one_task_and_each_vm_has_its_own() -> None:
     host = build_host(vcpus=2, cpus=1, vms=2, slice=700)
     anyio.run(host.run)

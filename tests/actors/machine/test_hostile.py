@@ -189,7 +189,7 @@ def _run_scribbling(small: SmallProgram, scheme: Scheme) -> tuple[str, str]:
     return machine.ended, record.ended
 
 
-@pytest.mark.shows("K4")
+@pytest.mark.shows("K4", "P6")
 @pytest.mark.parametrize("loop", ["trio", "asyncio"])
 def test_a_cancelled_machine_leaves_no_task_and_no_half_done_exit(loop: str) -> None:
     async def endless() -> None:

@@ -28,7 +28,7 @@ def left_by(summary: dict[str, Any]) -> list[tuple[int, str, int, str]]:
     return [(p["pid"], p["ended"], p["pages"], p["digest"]) for p in summary["processes"]]
 
 
-@pytest.mark.shows("G2", "H8", "C1")
+@pytest.mark.shows("G2", "H8", "C1", "A40 Fig 1", "S2")
 @pytest.mark.parametrize("paging", ["ia32", "pae", "x86-64"])
 @pytest.mark.parametrize(("vcpus", "tlb", "capacity"), [(1, 8, 1), (2, 16, 64), (4, 8, 2)])
 def test_a_working_set_of_eight_times_the_memory_is_right_and_coherent_in_every_scheme(

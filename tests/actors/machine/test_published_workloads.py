@@ -31,7 +31,7 @@ def _run(name: str, scheme: str, **config: Any) -> dict[str, Any]:
     return summary
 
 
-@pytest.mark.shows("C5", "S3")
+@pytest.mark.shows("C5", "S3", "S2")
 @pytest.mark.parametrize("scheme", [name for name in PRESETS if name != "native"])
 @pytest.mark.parametrize("name", SMALL)
 def test_a_scheme_leaves_the_memory_that_bare_hardware_leaves(name: str, scheme: str) -> None:

@@ -26,7 +26,7 @@ def assert_right(summary: dict[str, Any]) -> None:
     assert {p["ended"] for p in summary["processes"]} == {"exit 0"}
 
 
-@pytest.mark.shows("S3", "C1", "C5", "G3", "G4")
+@pytest.mark.shows("S3", "C1", "C5", "G3", "G4", "S2", "G9")
 @pytest.mark.parametrize("paging", ["ia32", "x86-64"])
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_every_scheme_is_judged_coherent_and_leaves_the_memory_of_native(
