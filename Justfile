@@ -5,6 +5,7 @@ set positional-arguments
 just := quote(just_executable())
 python := ".venv/bin/python -P"
 penumbra := ".venv/bin/penumbra"
+few := "--schemes native,shootdown,patch --quiet"
 
 # List the recipes.
 default:
@@ -14,9 +15,9 @@ default:
 demo *args: setup-demo
     @{{ penumbra }} compare pipeline --schemes native,shootdown,patch "$@"
 
-# Run the tests; arguments go to pytest.
+# Run the tests on all cores; arguments go to pytest (`-n 0`: in one process).
 test *args: setup-dev
-    {{ python }} -m pytest "$@"
+    {{ python }} -m pytest -n auto --dist worksteal "$@"
 
 # Check style and formatting with ruff.
 lint: setup-dev
@@ -43,6 +44,10 @@ run *args: setup-demo
 # List workloads, schemes, cost profiles and fault switches.
 list *args: setup-demo
     @{{ penumbra }} list "$@"
+
+# Print published ratios beside the model's predictions, with the commands that make them.
+paper *args: setup-demo
+    @{{ penumbra }} paper "$@"
 
 # Say what a recording holds and how much guest memory it needs.
 trace-info *args: setup-demo
@@ -84,12 +89,61 @@ swap-thrash *args: setup-demo
 page-splitting *args: setup-demo
     @{{ penumbra }} compare examples/page_splitting.toml "$@"
 
+# Compare the schemes of a file of one's own with the listed ones, on a small tree of processes.
+own-schemes *args: setup-demo
+    @{{ penumbra }} compare fork-storm --set workload.pages=6 --set workload.depth=1 \
+        --scheme-file examples/own_schemes.toml "$@"
+
+# Compare schemes on a process that forks and waits, over and over.
+fork-wait *args: setup-demo
+    @{{ penumbra }} compare examples/fork_wait.toml "$@"
+
+# Compare schemes on a process that only touches new pages.
+page-fault *args: setup-demo
+    @{{ penumbra }} compare examples/page_fault.toml "$@"
+
+# Compare schemes on a process whose page-table entries keep changing.
+pte-change *args: setup-demo
+    @{{ penumbra }} compare examples/pte_change.toml "$@"
+
+# Compare schemes on a process that calls its kernel for nothing.
+system-calls *args: setup-demo
+    @{{ penumbra }} compare examples/system_calls.toml "$@"
+
+# Compare schemes on short processes that read, fill a heap and compute, as in a build.
+compile-mix *args: setup-demo
+    @{{ penumbra }} compare examples/compile_mix.toml "$@"
+
+# Compare schemes on a thread that maps and unmaps among busy siblings.
+munmap-storm *args: setup-demo
+    @{{ penumbra }} compare examples/munmap_storm.toml "$@"
+
+# Compare schemes on threads that map a file for each request.
+mmap-server *args: setup-demo
+    @{{ penumbra }} compare examples/mmap_server.toml "$@"
+
 # Compare schemes on a recorded program, a shell pipeline of eleven processes.
 recorded *args: setup-demo
     @{{ penumbra }} compare examples/recorded.toml "$@"
 
-# Run every example.
-examples: fork-storm mmap-churn shootdown-stress process-switcher buffer-pool swap-thrash page-splitting recorded embed-examples
+# Run every example, each compared under three schemes.
+examples: setup-demo embed-examples
+    @{{ penumbra }} compare examples/buffer_pool.toml {{ few }}
+    @{{ penumbra }} compare examples/compile_mix.toml {{ few }}
+    @{{ penumbra }} compare examples/fork_storm.toml {{ few }}
+    @{{ penumbra }} compare examples/fork_wait.toml {{ few }}
+    @{{ penumbra }} compare examples/mmap_churn.toml {{ few }}
+    @{{ penumbra }} compare examples/mmap_server.toml {{ few }}
+    @{{ penumbra }} compare examples/munmap_storm.toml {{ few }}
+    @{{ penumbra }} compare fork-storm {{ few }} --set workload.depth=1 --scheme-file examples/own_schemes.toml
+    @{{ penumbra }} compare examples/page_fault.toml {{ few }}
+    @{{ penumbra }} compare examples/page_splitting.toml {{ few }}
+    @{{ penumbra }} compare examples/process_switcher.toml {{ few }}
+    @{{ penumbra }} compare examples/pte_change.toml {{ few }}
+    @{{ penumbra }} compare examples/recorded.toml {{ few }}
+    @{{ penumbra }} compare examples/shootdown_stress.toml {{ few }}
+    @{{ penumbra }} compare examples/swap_thrash.toml {{ few }}
+    @{{ penumbra }} compare examples/system_calls.toml {{ few }}
 
 # Run the examples of derived data and a machine inside a Starlette (asyncio) and a trio application.
 embed-examples: setup-dev

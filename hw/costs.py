@@ -6,7 +6,10 @@ of unit costs by counter name; the cost of a run is the sum of count times unit 
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -30,6 +33,7 @@ class CostProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     tlb_update: Cycles = 20
     second_read: Cycles = 10
     guest_fault: Cycles = 1000
+    interrupt: Cycles = 0
     exit: Cycles = 1400
     hidden_fault: Cycles = 1000
     emulated_store: Cycles = 500
@@ -62,3 +66,18 @@ class CostProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             for name, n in counters.items()
             if name in self.__struct_fields__ and name != "source"
         )
+
+
+def prices(profile: CostProfile) -> dict[str, int]:
+    """Return the unit costs of a profile by counter, in cycles."""
+    return {name: getattr(profile, name) for name in profile.__struct_fields__ if name != "source"}
+
+
+@cache
+def shipped_profiles() -> dict[str, CostProfile]:
+    """Return the profiles that come with the package, by name."""
+    folder = Path(__file__).parent / "cost_profiles"
+    return {
+        path.stem: msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), CostProfile)
+        for path in sorted(folder.glob("*.toml"))
+    }

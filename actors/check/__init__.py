@@ -3,8 +3,9 @@
 from .oracle import Oracle as Oracle
 from .verdicts import Allowed as Allowed
 from .verdicts import EntryHistory as EntryHistory
+from .verdicts import Hazard as Hazard
 from .verdicts import Value as Value
 from .verdicts import Verdict as Verdict
 from .verdicts import Violation as Violation
 
-__all__ = ["Allowed", "EntryHistory", "Oracle", "Value", "Verdict", "Violation"]
+__all__ = ["Allowed", "EntryHistory", "Hazard", "Oracle", "Value", "Verdict", "Violation"]

@@ -65,14 +65,20 @@ class Block:
 
 
 class Notes:
-    """For single accesses under one root, mode and CR0.WP: the machine frame of each cell."""
+    """For single accesses under one root, mode and CR0.WP: the machine frame of each cell.
+
+    Attributes:
+        kernel_only: Cells of supervisor writes to pages that no user may use.
+    """
 
     def __init__(self) -> None:
         self.frames: dict[int, int] = {}
+        self.kernel_only: set[int] = set()
 
     def forget(self, cell: int) -> None:
         """Make a cell unknown."""
         self.frames.pop(cell, None)
+        self.kernel_only.discard(cell)
 
     def forget_frame(self, pfn: int) -> None:
         """Make unknown what was answered by a machine frame."""

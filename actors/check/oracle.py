@@ -9,6 +9,7 @@ nothing but its flag. What it must know of x86 it knows by itself.
     tables.py    finding and watching tables      graves.py    tables that were
     walks.py     the present walk; the allowed set   judge.py  one access, one fault
     memory.py    verdicts that stay right        reports.py, verdicts.py   what comes out
+    hazards.py   legal uses that are the guest's mistake
 
 The order of things on one access: a cell of `memory` answers (nearly always); else a walk of the
 present tables, whose answer is remembered; else the search of all that may still be cached.
@@ -16,20 +17,24 @@ present tables, whose answer is remembered; else the search of all that may stil
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import numpy.typing as npt
 
 from .frames import NO_FRAME, Frames
+from .hazards import Hazards
 from .judge import STALE, WRONG, Judge
 from .memory import Block, Memory, Notes, Stream, cells_of, n_references
-from .paging import FORMATS, kind_of, loads_registers, mode_of, write_protect
+from .paging import FORMATS, USER, WRITE, kind_of, loads_registers, mode_of, write_protect
 from .reports import Reporter
 from .tables import Tables
 from .verdicts import Verdict, Violation
 from .walks import Walk
 from .windows import Windows
 
-_N_DESCRIBED = 20
+_MOST = 20
+_Ints = npt.NDArray[np.int64]
 
 
 class Oracle:
@@ -60,6 +65,8 @@ class Oracle:
         self._notes: list[Notes] = [Notes() for _ in range(n_vcpus)]
         self._blocks: list[dict[int, Block]] = [{} for _ in range(n_vcpus)]
         self._judge = Judge(self._tables)
+        self._hazards = Hazards(self._tables, n_vcpus)
+        self._ran_user_code = self._hazards.ran_user_code
         self._n_accesses = self._n_runs = self._n_references = 0
         self._n_fresh = self._n_stale = self._n_faults = self._n_spurious = 0
         self._n_violations = 0
@@ -70,6 +77,7 @@ class Oracle:
     def check(self) -> None:
         """Assert the invariants of this and of the parts."""
         self._tables.check()
+        self._hazards.check()
         for windows in self._windows:
             windows.check()
             for cell, pfn in self._notes[windows.vcpu].frames.items():
@@ -77,7 +85,7 @@ class Oracle:
                 assert self._judge.access(windows, cell >> 3 << 12, kind, user, pfn)[1]
             for block in self._blocks[windows.vcpu].values():
                 for page, kind, pfn in block.known():
-                    assert self._judge.access(windows, self._address(page), kind, True, pfn)[1]
+                    assert self._judge.access(windows, self._form.address(page), kind, True, pfn)[1]
         counted = self._n_fresh + self._n_stale + self._n_violations
         assert counted >= self._n_accesses + self._n_runs
 
@@ -93,6 +101,8 @@ class Oracle:
             n_spurious=self._n_spurious,
             n_violations=self._n_violations,
             violations=tuple(self._violations),
+            n_hazards=self._hazards.n_uses,
+            hazards=self._hazards.found(_MOST),
         )
 
     # Taps: the guest's memory and registers
@@ -114,6 +124,7 @@ class Oracle:
     def store(self, hpa: int, size: int, old: int, new: int) -> None:
         """A store to a watched frame has become visible: RAM holds `new` instead of `old`."""
         self._tables.now += 1
+        self._hazards.stores.store(self._tables.now, hpa >> 12)
         self._tables.store(hpa, size, old)
         if self._tables.buried_roots:
             for root in self._tables.buried_roots:
@@ -134,6 +145,7 @@ class Oracle:
                 self._enter_root(windows, value)
         else:
             self._write_mode_register(windows, what, value)
+        self._hazards.event(vcpu, what, value)
 
     def _enter_root(self, windows: Windows, value: int) -> None:
         old, new = windows.root, self._tables.root_of(value)
@@ -192,41 +204,45 @@ class Oracle:
         found = self._judge.fault(windows, gva, kind, user, error)
         if found == WRONG:
             self._n_violations += 1
-            if len(self._violations) < _N_DESCRIBED:
+            if len(self._violations) < _MOST:
                 self._violations.append(self._reporter.fault(windows, gva, kind, user, error))
         self._n_spurious += found == STALE
         self._tables.now += 1
         if linear is not None:
             windows.fault(self._tables.now, linear, self._tables.marker)
+            self._hazards.event(vcpu, "#PF", gva)
 
     def used(self, vcpu: int, gva: int, kind: int, user: bool, pfn: int) -> None:
         """One access (0 read, 1 write, 2 fetch) has been done in machine frame `pfn`."""
         self._n_accesses += 1
         notes = self._notes[vcpu]
         cell = (gva >> 12) << 3 | kind << 1 | user
+        if user:
+            self._ran_user_code[vcpu] = self._tables.now
+        elif kind == WRITE:
+            self._hazards.stores.write(vcpu, pfn)
         if notes.frames.get(cell) == pfn:
             self._n_fresh += 1
+            if cell in notes.kernel_only:
+                self._hazards.frame_written(vcpu, pfn)
             return
         found, walk = self._judge.access(self._windows[vcpu], gva, kind, user, pfn)
         if walk is not None:
             self._n_fresh += 1
             if self._tables.frames.is_granted(walk.gfn):
                 notes.frames[cell] = pfn
+                if kind == WRITE and not (user or walk.every & USER):
+                    notes.kernel_only.add(cell)
+                    self._hazards.frame_written(vcpu, pfn)
                 for table, index, _ in walk.steps:
                     table.dependents.setdefault(index, set()).add((notes, cell))
         else:
             self._count(self._windows[vcpu], gva, kind, user, pfn, found, 1)
 
-    def block(
-        self,
-        vcpu: int,
-        stream_id: int,
-        stream: Stream,
-        start: int,
-        used_pfn: npt.NDArray[np.int64],
-    ) -> None:
+    def block(self, vcpu: int, stream_id: int, stream: Stream, start: int, used_pfn: _Ints) -> None:
         """The runs from `start` on have been done in user mode, by the frames in `used_pfn`."""
         n = len(used_pfn)
+        self._ran_user_code[vcpu] = self._tables.now
         block = self._blocks[vcpu].get(stream_id)
         if block is None:
             windows = self._windows[vcpu]
@@ -246,34 +262,21 @@ class Oracle:
 
     # Judging
 
-    def _judge_runs(
-        self,
-        vcpu: int,
-        block: Block,
-        cells: npt.NDArray[np.int64],
-        used: npt.NDArray[np.int64],
-    ) -> None:
+    def _judge_runs(self, vcpu: int, block: Block, cells: _Ints, used: _Ints) -> None:
         """Judge the runs that no cell answers, each pair of cell and frame once."""
         windows = self._windows[vcpu]
-        pairs: dict[tuple[int, int], int] = {}
-        for pair in zip(cells.tolist(), used.tolist(), strict=True):
-            pairs[pair] = pairs.get(pair, 0) + 1
-        for (cell, pfn), count in pairs.items():
+        for (cell, pfn), count in Counter(zip(cells.tolist(), used.tolist(), strict=True)).items():
             if block.frames[cell] == pfn:
                 self._n_fresh += count
                 continue
             page, kind = cell >> 2, cell & 3
-            gva = self._address(int(block.pages[page]))
+            gva = self._form.address(int(block.pages[page]))
             found, walk = self._judge.access(windows, gva, kind, True, pfn)
             if walk is not None:
                 self._n_fresh += count
                 self._learn(windows, block, page, walk, pfn)
             else:
                 self._count(windows, gva, kind, True, pfn, found, count)
-
-    def _address(self, page: int) -> int:
-        # Recorded page numbers of the upper half may come signed.
-        return (page << 12) & ((1 << (64 if self._form.sign_extended else 32)) - 1)
 
     def _learn(self, windows: Windows, block: Block, page: int, walk: Walk, pfn: int) -> None:
         if not self._tables.frames.is_granted(walk.gfn):
@@ -290,7 +293,8 @@ class Oracle:
     ) -> None:
         if found == STALE:
             self._n_stale += count
+            self._hazards.stale_use(windows, gva, kind, user, pfn, count)
             return
         self._n_violations += count
-        if len(self._violations) < _N_DESCRIBED:
+        if len(self._violations) < _MOST:
             self._violations.append(self._reporter.access(windows, gva, kind, user, pfn))

@@ -152,6 +152,10 @@ class Format(NamedTuple):
             return None
         return gva & ((1 << self.address_bits) - 1)
 
+    def address(self, page: int) -> int:
+        """Return the address of a page; recorded numbers of the upper half may come signed."""
+        return (page << 12) & ((1 << (64 if self.sign_extended else 32)) - 1)
+
     def table_gfn(self, value: int) -> int:
         """Return the guest frame of the table that an entry, or CR3, points to."""
         return (value & self.table_mask) >> 12

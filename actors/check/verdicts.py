@@ -94,6 +94,59 @@ class Violation(msgspec.Struct, frozen=True):
         return f"used: machine frame {self.used_pfn:#x}, guest frame {guests}"
 
 
+class Hazard(msgspec.Struct, frozen=True):
+    """Uses, by one VCPU, of a translation that the guest OS had revoked: legal, and its mistake.
+
+    Attributes:
+        kind: What the guest's flush was: `missing`, `late` or `wrong range`.
+        seq: The oracle's time of the first use; `n_uses` in all.
+        gva: Of the first use, cut to the translated bits.
+        gfn: Guest frame used.
+        entry, gpa: The entry that was changed, -1 in a register; `value`: what it had held.
+        store: Number of the store that changed it.
+        by: The VCPU that stored; None if it is not known.
+        why: How the guest had gone on as if the translation were no more.
+        flush: What became of the flush.
+    """
+
+    kind: str
+    seq: int
+    vcpu: int
+    gva: int
+    access: str
+    mode: str
+    n_uses: int
+    gfn: int
+    entry: str
+    gpa: int
+    value: int
+    store: int
+    by: int | None
+    why: str
+    flush: str
+
+    def explain(self) -> str:
+        """Return the hazard as text of a few lines, the same for the same run."""
+        place = f"at gpa {self.gpa:#x}" if self.gpa >= 0 else "in its register"
+        by = (
+            "a store of nobody known"
+            if self.by is None
+            else f"store #{self.store} of VCPU {self.by}"
+        )
+        times = f", {self.n_uses} times in all" if self.n_uses > 1 else ""
+        return "\n".join(
+            (
+                f"hazard: {self.kind} flush: {self.entry} {place} held {self.value:#x} until {by}",
+                (
+                    f"  #{self.seq} VCPU {self.vcpu} used the old translation, guest frame"
+                    f" {self.gfn:#x}: {self.access} at {self.gva:#x}, {self.mode}{times}"
+                ),
+                f"  {self.why}",
+                f"  {self.flush}",
+            )
+        )
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """The oracle's count of a run.
 
@@ -103,6 +156,8 @@ class Verdict(msgspec.Struct, frozen=True):
         n_stale: Legal uses of an older translation.
         n_faults: Faults delivered; `n_spurious` of them are explained by a cache only.
         violations: The first of `n_violations`.
+        hazards: The first mistakes of the guest OS; `n_hazards` accesses or runs came of all. The
+            guest's mistakes are no incoherence.
     """
 
     coherent: bool
@@ -114,15 +169,18 @@ class Verdict(msgspec.Struct, frozen=True):
     n_spurious: int
     n_violations: int
     violations: tuple[Violation, ...]
+    n_hazards: int = 0
+    hazards: tuple[Hazard, ...] = ()
 
     def explain(self) -> str:
-        """Return the verdict and the violations described, as text."""
+        """Return the verdict, the violations and the hazards described, as text."""
         head = (
             f"{'coherent' if self.coherent else 'NOT COHERENT'}: {self.n_references} references "
             f"in {self.n_checked} checks, {self.n_stale} by older translations; "
             f"{self.n_faults} faults, {self.n_spurious} spurious; {self.n_violations} violations"
         )
-        return "\n".join([head, *(violation.explain() for violation in self.violations)])
+        found = [one.explain() for one in self.violations] + [one.explain() for one in self.hazards]
+        return "\n".join([head, *found])
 
 
 def _allowed_text(one: Allowed) -> str:

@@ -19,7 +19,7 @@ from penumbra.actors.console.errors import COMMAND_LINE, UsageError
 from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.vmm.compose import order_named
 from penumbra.actors.vmm.schemes import PATCH, PRESETS, Scheme
-from penumbra.hw.costs import CostProfile
+from penumbra.hw.costs import CostProfile, shipped_profiles
 
 _MAX_SEED = (1 << 63) - 1
 _MAX_CAPACITY = 1 << 16
@@ -41,6 +41,15 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     costs: CostProfile = CostProfile()
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A scheme's table, and where it stands."""
+
+    file: str
+    place: str
+    table: dict[str, Any]
+
+
 @dataclass
 class Source:
     """A configuration as given: not yet checked, nothing filled in.
@@ -49,11 +58,15 @@ class Source:
         file: What errors name: a file, or the command line.
         tables: Of the file, with the command line's settings in them.
         settings: Where the command line has set something, as `$.table.key`.
+        listed: Schemes beside the presets, by name.
+        scheme_from: Where `[scheme]` has come from, if not from the file.
     """
 
     file: str
     tables: dict[str, Any]
     settings: dict[str, str] = field(default_factory=dict)
+    listed: dict[str, Listed] = field(default_factory=dict)
+    scheme_from: Listed | None = None
 
     def set(self, path: str, value: Any, option: str) -> None:
         """Override one value; `option` is how the user said it."""
@@ -71,19 +84,24 @@ class Source:
         option = self.settings.get(path)
         if option is not None:
             return UsageError(COMMAND_LINE, option, cause)
+        if self.scheme_from is not None and path.startswith("$.scheme"):
+            place = self.scheme_from.place + path.removeprefix("$.scheme")
+            return UsageError(self.scheme_from.file, place, cause)
         return UsageError(self.file, path, cause)
 
     def with_scheme(self, name: str, option: str) -> Source:
-        """Return this source with another scheme: its own if it has that name, else a preset.
+        """Return this source with another scheme: its own, one listed beside it, or a preset.
 
         What the command line has set about schemes stays set.
         """
-        copy = Source(self.file, deepcopy(self.tables), dict(self.settings))
+        copy = Source(self.file, deepcopy(self.tables), dict(self.settings), self.listed)
         own = copy.tables.get("scheme", {})
         if isinstance(own, dict) and own.get("name") != name:
-            if name not in PRESETS:
-                raise UsageError(COMMAND_LINE, option, _no_scheme(name, own.get("name")))
-            copy.tables["scheme"] = {}
+            copy.scheme_from = self.listed.get(name)
+            if copy.scheme_from is None and name not in PRESETS:
+                others = [own.get("name"), *self.listed]
+                raise UsageError(COMMAND_LINE, option, _no_scheme(name, others))
+            copy.tables["scheme"] = deepcopy(copy.scheme_from.table) if copy.scheme_from else {}
             for path in self.settings:
                 if path.startswith("$.scheme."):
                     copy.set(path[2:], _at(self.tables, path[2:]), self.settings[path])
@@ -98,6 +116,8 @@ class Source:
         """
         tables = deepcopy(self.tables)
         tables["scheme"] = _whole_scheme(tables.get("scheme", {}))
+        if "costs" in tables:
+            tables["costs"] = self._whole_costs(tables["costs"])
         try:
             config = msgspec.convert(tables, RunConfig)
         except msgspec.ValidationError as error:
@@ -105,6 +125,17 @@ class Source:
             raise self.error(place.strip("`") or "$", cause) from None
         self._refuse_problems(config)
         return config
+
+    def _whole_costs(self, given: Any) -> Any:
+        """Return the table of costs on top of the shipped profile that it names, if it does."""
+        if not isinstance(given, dict) or "profile" not in given:
+            return given
+        name, known = given["profile"], shipped_profiles()
+        if not isinstance(name, str) or name not in known:
+            cause = f"no cost profile is named {name!r} (known: {', '.join(known)})"
+            raise self.error("$.costs.profile", cause)
+        own = {key: value for key, value in given.items() if key != "profile"}
+        return {**msgspec.to_builtins(known[name]), **own}
 
     def _refuse_problems(self, config: RunConfig) -> None:
         problem = config.machine.problem()
@@ -177,6 +208,6 @@ def _at(tables: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def _no_scheme(name: str, own: object) -> str:
-    known = [*PRESETS, own] if isinstance(own, str) and own not in PRESETS else [*PRESETS]
+def _no_scheme(name: str, others: Iterable[object]) -> str:
+    known = dict.fromkeys([*PRESETS, *(other for other in others if isinstance(other, str))])
     return f"no scheme is named {name!r} (known: {', '.join(known)})"

@@ -5,56 +5,31 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 import msgspec
 
-from penumbra.actors.console.config import RunConfig, Source
+from penumbra.actors.check import Verdict
+from penumbra.actors.console.config import RunConfig
 from penumbra.actors.console.errors import COMMAND_LINE, Interrupted, UsageError
 from penumbra.actors.console.interrupts import deferred
-from penumbra.actors.console.version import source_digest, version
-from penumbra.actors.console.workloads import Chosen, build
-from penumbra.actors.machine.build import ConfigurationError, plan_layout
+from penumbra.actors.console.prepare import How as How
+from penumbra.actors.console.prepare import Job as Job
+from penumbra.actors.console.prepare import Prepared, prepare
+from penumbra.actors.console.version import checker_digest, version
 from penumbra.actors.machine.run import RunResult, simulate
-from penumbra.actors.observe import FolderError, Results, RunFolder, digest, toml_text
+from penumbra.actors.observe import FolderError, Results, RunFolder
 from penumbra.hw.compiled import ENGINE_VARIABLE, engine_name
 from penumbra.hw.cpu import warm_up
-from penumbra.hw.formats import FORMATS, PAGE_BYTES
+from penumbra.hw.formats import FORMATS
 
 COHERENT, INCOHERENT, UNCHECKED = "coherent", "INCOHERENT", "UNCHECKED"
-_MOST_MIB = 16384
-
-
-@dataclass(frozen=True)
-class How:
-    """How to run, which changes no result.
-
-    Attributes:
-        runs: The folder of run folders.
-        engine: `numba` or `plain`; None lets the environment decide.
-        loop: The event loop.
-        check: Whether the oracle watches.
-    """
-
-    runs: Path
-    engine: str | None = None
-    loop: Literal["trio", "asyncio"] = "trio"
-    check: bool = True
-
-
-@dataclass(frozen=True)
-class Job:
-    """One scheme to run: what goes to a worker."""
-
-    source: Source
-    how: How
 
 
 @dataclass(frozen=True)
@@ -64,6 +39,7 @@ class Outcome:
     Attributes:
         folder: The run folder; its name is the run's id.
         repeats: The folder was complete before, and this run gave the same.
+        reused: Nothing was run: all this was in the folder.
         capacity: Patches per channel.
         verdict: `coherent`, `INCOHERENT` or `UNCHECKED`.
         explanation: The checker's text, one entry per line.
@@ -81,6 +57,7 @@ class Outcome:
     checker: dict[str, Any] | None = field(repr=False)
     engine: str
     wall: dict[str, float]
+    reused: bool = False
 
     @property
     def wrong(self) -> list[list[Any]]:
@@ -88,8 +65,17 @@ class Outcome:
         return [mark for mark in self.summary["marks"] if mark[0] == "wrong"]
 
     @property
+    def n_hazards(self) -> int:
+        """Accesses or runs by translations that the guest's OS had revoked: its own mistakes."""
+        return int(self.checker["n_hazards"]) if self.checker else 0
+
+    @property
     def acceptable(self) -> bool:
         return self.verdict != INCOHERENT and not self.wrong
+
+    def passes(self, hazards: str) -> bool:
+        """Tell whether this is no failure, hazards being one if that is `fail`."""
+        return self.acceptable and not (hazards == "fail" and self.n_hazards)
 
     @property
     def id(self) -> str:
@@ -105,6 +91,7 @@ class Outcome:
             "checker": self.checker,
             "summary": self.summary,
             "engine": self.engine,
+            "reused": self.reused,
             "wall": self.wall,
         }
 
@@ -116,20 +103,15 @@ def execute(job: Job, on_progress: Callable[[float], None]) -> Outcome:
         UsageError: The configuration or the folder cannot be used.
         Interrupted: The folder is kept and marked PARTIAL.
     """
-    config = job.source.decode()
-    chosen = build(job.source, config)
-    config = fit(job.source, config, chosen)
-    _refuse_impossible(job.source, config, chosen)
-    run_id = identify(config, chosen)
+    ready = prepare(job)
+    config, chosen = ready.config, ready.chosen
     with engine_chosen(job.how.engine), _folder_errors():
         with deferred():
             _load_lazy_parts(job.how.loop, config)
-        text = config_text(config, chosen, job.how.runs / run_id)
-        folder = RunFolder.begin(job.how.runs, run_id, text)
-        result = _simulate(job, config, chosen, folder, on_progress)
+        folder = RunFolder.begin(job.how.runs, ready.folder.name, ready.text)
+        result = _simulate(ready, folder, on_progress)
         row = _wall_row(job.how, result)
         folder.finish(Results(result.summary, result.events.columns(), result.verdict, row))
-    verdict = result.verdict
     return Outcome(
         scheme=config.scheme.name,
         workload=chosen.workload.name,
@@ -137,22 +119,26 @@ def execute(job: Job, on_progress: Callable[[float], None]) -> Outcome:
         repeats=folder.repeats,
         capacity=config.scheme.options.capacity,
         summary=result.summary,
-        verdict=UNCHECKED if verdict is None else COHERENT if verdict.coherent else INCOHERENT,
-        explanation=verdict.explain().splitlines() if verdict else [],
-        checker=msgspec.to_builtins(verdict) if verdict else None,
         engine=result.engine,
         wall=result.wall,
+        **judgement(result.verdict),
     )
 
 
+def judgement(verdict: Verdict | None) -> dict[str, Any]:
+    """Return what an outcome says of a verdict."""
+    return {
+        "verdict": UNCHECKED if verdict is None else COHERENT if verdict.coherent else INCOHERENT,
+        "explanation": verdict.explain().splitlines() if verdict else [],
+        "checker": msgspec.to_builtins(verdict) if verdict else None,
+    }
+
+
 def _simulate(
-    job: Job,
-    config: RunConfig,
-    chosen: Chosen,
-    folder: RunFolder,
-    on_progress: Callable[[float], None],
+    ready: Prepared, folder: RunFolder, on_progress: Callable[[float], None]
 ) -> RunResult:
     """Run the machine; if that does not end well, say in the folder why."""
+    job, config = ready.job, ready.config
     reached = 0.0
 
     def progress(fraction: float) -> None:
@@ -164,7 +150,7 @@ def _simulate(
         return simulate(
             machine=config.machine,
             scheme=config.scheme,
-            workload=chosen.workload,
+            workload=ready.chosen.workload,
             costs=config.costs,
             seed=config.seed,
             check=job.how.check,
@@ -184,18 +170,6 @@ def _simulate(
         raise
 
 
-def _refuse_impossible(source: Source, config: RunConfig, chosen: Chosen) -> None:
-    """Raise if machine and workload do not go together."""
-    try:
-        layout = plan_layout(config.machine, chosen.workload)
-    except ConfigurationError as error:
-        raise UsageError(source.file, "$.machine", str(error).removeprefix("machine: ")) from None
-    mib = layout.n_frames * PAGE_BYTES >> 20
-    if mib > _MOST_MIB:
-        cause = f"the workload needs {mib} MiB of guest RAM: at most {_MOST_MIB}"
-        raise UsageError(source.file, "$.workload", cause)
-
-
 def _load_lazy_parts(loop: str, config: RunConfig) -> None:
     """Let everything be imported and compiled that would be on first use."""
     anyio.run(anyio.sleep, 0, backend=loop)
@@ -210,51 +184,11 @@ def _is_interrupt(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt)
 
 
-def fit(source: Source, config: RunConfig, chosen: Chosen) -> RunConfig:
-    """Let the machine take the recording's paging unless the user has said which."""
-    machine = source.tables.get("machine", {})
-    if chosen.workload.bits != 32 or "paging" in machine:
-        return config
-    fitting = msgspec.structs.replace(config.machine, paging="ia32")
-    problem = fitting.problem()
-    if problem:
-        raise source.error("$.machine", problem)
-    return msgspec.structs.replace(config, machine=fitting)
-
-
-def identify(config: RunConfig, chosen: Chosen) -> str:
-    """Return the run's id: the same exactly when results must be the same."""
-    workload = chosen.workload
-    determines = msgspec.to_builtins(config) | {
-        "workload": [workload.name, workload.content_hash],
-        "version": [version(), source_digest()],
-    }
-    del determines["scheme"]["about"]
-    name = re.sub(r"[^\w.-]+", "-", workload.name).strip(".-") or "workload"
-    return f"{name}-{digest(determines)}"
-
-
-def config_text(config: RunConfig, chosen: Chosen, folder: Path) -> str:
-    """Return `config.toml`: everything, defaults filled in; a trace's path counts from `folder`."""
-    tables = msgspec.to_builtins(config)
-    table = dict(chosen.table)
-    if "trace" in table:
-        table["trace"] = _relative(Path(table["trace"]), folder)
-    tables["workload"] = table
-    return f"# penumbra {version()}, sources {source_digest()}\n{toml_text(tables)}"
-
-
-def _relative(path: Path, folder: Path) -> str:
-    try:
-        return Path(os.path.relpath(path, folder)).as_posix()
-    except ValueError:  # on another drive
-        return path.as_posix()
-
-
 def _wall_row(how: How, result: RunResult) -> dict[str, Any]:
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "checked": how.check,
+        "checker": checker_digest() if how.check else None,
         "engine": result.engine,
         "loop": how.loop,
         "machine": platform.machine(),

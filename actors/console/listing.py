@@ -7,21 +7,25 @@ from typing import Any
 
 import msgspec
 
-from penumbra.actors.console.errors import UsageError
+from penumbra.actors.console.compositions import take_schemes
+from penumbra.actors.console.config import Source
+from penumbra.actors.console.errors import COMMAND_LINE, UsageError
 from penumbra.actors.console.printing import print_json
 from penumbra.actors.console.tables import Grid, Paper, count
 from penumbra.actors.console.workloads import parameters, shipped_recordings
 from penumbra.actors.console.workloads import schema as config_schema
 from penumbra.actors.core import SWITCHES
 from penumbra.actors.vmm.buffer_faults import BUFFER_FAULTS
-from penumbra.actors.vmm.schemes import PRESETS
+from penumbra.actors.vmm.schemes import PRESETS, Scheme, SchemeOptions
 from penumbra.actors.vmm.vtlb.errata import ERRATA
 from penumbra.guest.kernel.bugs import GUEST_BUGS
 from penumbra.guest.traces import TraceError, info, read_recording
 from penumbra.guest.workloads import WORKLOADS
-from penumbra.hw.costs import CostProfile
+from penumbra.hw.costs import CostProfile, prices, shipped_profiles
 
 Row = dict[str, Any]
+
+_POLICIES = ("name", "detect", "propagate", "apply", "shadow")
 
 
 def listing(arguments: argparse.Namespace) -> int:
@@ -31,10 +35,16 @@ def listing(arguments: argparse.Namespace) -> int:
         "recordings": _recordings,
         "schemes": _schemes,
         "costs": _costs,
+        "profiles": _profiles,
         "faults": _faults,
     }
     chosen = [arguments.what] if arguments.what else list(lists)
+    source = Source(COMMAND_LINE, {"workload": {}})
+    take_schemes(source, arguments.scheme_files)
     tables = {name: lists[name]() for name in chosen}
+    if "schemes" in tables:
+        composed = (source.with_scheme(name, "list").decode().scheme for name in source.listed)
+        tables["schemes"] += [_scheme(one) for one in composed]
     if arguments.json:
         print_json(tables)
     elif arguments.quiet:
@@ -72,8 +82,12 @@ def _print(tables: dict[str, list[Row]]) -> None:
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key}={item}" for key, item in value.items())
+        return ", ".join(f"{key}={_word(item)}" for key, item in value.items()) or "-"
     return count(value) if isinstance(value, int) else str(value)
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _workloads() -> list[Row]:
@@ -96,13 +110,33 @@ def _recordings() -> list[Row]:
 
 
 def _schemes() -> list[Row]:
-    keys = ("name", "detect", "propagate", "apply", "shadow", "about")
-    return [{key: getattr(scheme, key) for key in keys} for scheme in PRESETS.values()]
+    return [_scheme(preset) for preset in PRESETS.values()]
+
+
+def _scheme(scheme: Scheme) -> Row:
+    """Return a composition: its four policies, and the options that are not the default."""
+    row: Row = {key: getattr(scheme, key) for key in _POLICIES}
+    return row | {"options": changed_options(scheme.options), "about": scheme.about}
+
+
+def changed_options(options: SchemeOptions) -> dict[str, Any]:
+    """Return the options that differ from the default, by name."""
+    default = msgspec.to_builtins(SchemeOptions())
+    return {k: v for k, v in msgspec.to_builtins(options).items() if v != default[k]}
 
 
 def _costs() -> list[Row]:
-    profile = msgspec.to_builtins(CostProfile())
-    return [{"name": name, "cycles": value} for name, value in profile.items()]
+    """List the prices of each profile, in cycles; `source` says whence they are."""
+    profiles = {"default": CostProfile(), **shipped_profiles()}
+    return [
+        {"name": name, **{key: getattr(profile, name) for key, profile in profiles.items()}}
+        for name in prices(CostProfile())
+    ]
+
+
+def _profiles() -> list[Row]:
+    profiles = {"default": CostProfile(), **shipped_profiles()}
+    return [{"name": name, "source": profile.source} for name, profile in profiles.items()]
 
 
 def _faults() -> list[Row]:

@@ -67,10 +67,14 @@ def _load(command: str) -> Callable[[argparse.Namespace], int]:
             from penumbra.actors.console.run import run as action
         case "compare":
             from penumbra.actors.console.compare import compare as action
+        case "replay":
+            from penumbra.actors.console.replay import replay as action
         case "trace":
             from penumbra.actors.console.trace import trace as action
         case "litmus":
             from penumbra.actors.console.litmus import litmus as action
+        case "paper":
+            from penumbra.actors.console.paper import paper as action
         case "check":
             from penumbra.actors.console.check import check as action
         case "list":
@@ -110,7 +114,16 @@ def _parser() -> argparse.ArgumentParser:
     several.add_argument(
         "--jobs", type=int, metavar="N", help="schemes at a time, each in a process (at most 2)"
     )
+    several.add_argument(
+        "--fresh", action="store_true", help="run again what an earlier comparison has completed"
+    )
     _simulation(several)
+
+    again = commands.add_parser(
+        "replay", parents=[every], help="run once more what a run folder holds, and compare bytes"
+    )
+    again.add_argument("what", metavar="FOLDER|TOKEN", help="a run folder, or its name in DIR")
+    _way(again)
 
     _trace(commands.add_parser("trace", help="make a recording, or say what one holds"), every)
 
@@ -130,13 +143,21 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("check", help="check the MMU against a file of known results"), every
     )
 
+    published = commands.add_parser(
+        "paper", parents=[every], help="published ratios beside what the model says of them"
+    )
+    published.add_argument("--rows", metavar="R5,R7,...", help="these rows only")
+    published.add_argument("--jobs", type=int, metavar="N", help="runs at a time (at most 2)")
+    _running(published)
+
     listed = commands.add_parser("list", parents=[every], help="list what can be named")
     listed.add_argument(
         "what",
         nargs="?",
-        choices=("workloads", "recordings", "schemes", "costs", "faults"),
+        choices=("workloads", "recordings", "schemes", "costs", "profiles", "faults"),
         help="one of them only",
     )
+    _scheme_files(listed)
     commands.add_parser(
         "schema", parents=[every], help="print the JSON schema of the configuration file"
     )
@@ -154,10 +175,36 @@ def _simulation(parser: argparse.ArgumentParser) -> None:
         metavar="TABLE.KEY=VALUE",
         help="override the configuration, e.g. scheme.options.capacity=1",
     )
+    _scheme_files(parser)
+    _running(parser)
+    parser.add_argument(
+        "--hazards",
+        choices=("report", "fail"),
+        default="report",
+        help="whether the guest's own mistakes in flushing fail the run (report)",
+    )
+
+
+def _running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-check", dest="check", action="store_false", help="run UNCHECKED")
+    _way(parser)
+
+
+def _way(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", metavar="DIR", default="runs", help="where run folders go (runs)")
     parser.add_argument("--engine", choices=("numba", "plain"), help="how the CPUs are executed")
     parser.add_argument("--loop", choices=("trio", "asyncio"), default="trio", help="event loop")
+
+
+def _scheme_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--scheme-file",
+        dest="scheme_files",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="schemes of your own beside the listed ones (.toml with [[schemes]]); repeatable",
+    )
 
 
 def _trace(parser: argparse.ArgumentParser, every: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from penumbra.actors.console import views
+from penumbra.actors.console.compositions import take_schemes
 from penumbra.actors.console.config import Source, apply_settings
 from penumbra.actors.console.execute import How, Job, Outcome
 from penumbra.actors.console.printing import print_json
@@ -23,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     job = Job(source, how_of(arguments))
     with ProgressBars([source.decode().scheme.name], arguments.quiet) as bars:
         [outcome] = run_all([job], 1, bars)
-    code = 0 if outcome.acceptable else 1
+    code = 0 if outcome.passes(arguments.hazards) else 1
     if arguments.json:
         print_json({"command": "run", "exit_code": code, **outcome.as_json()})
     elif arguments.quiet:
@@ -36,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 def source_of(arguments: argparse.Namespace) -> Source:
     """Return the configuration that the command line describes."""
     source = find_source(arguments.workload)
+    take_schemes(source, arguments.scheme_files)
     if arguments.seed is not None:
         source.set("seed", arguments.seed, f"--seed {arguments.seed}")
     if arguments.vcpus is not None:
@@ -55,6 +57,8 @@ def verdict_line(outcome: Outcome) -> str:
     notes = [] if ended == "finished" else [ended]
     if outcome.wrong:
         notes.append(views.wrong_values(outcome))
+    if outcome.n_hazards:
+        notes.append(views.hazards(outcome))
     return "; ".join([f"{outcome.scheme}: {outcome.verdict}", *notes])
 
 

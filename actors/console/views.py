@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from penumbra.actors.console.execute import COHERENT, INCOHERENT, Outcome
@@ -24,6 +24,7 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _HEAT = ("white on #352a87", "white on #0f5cdd", "black on #1eb4ae", "black on #a5be6b",
          "black on #f9fb0e")  # fmt: skip
 _WIDE_MATRIX = 8
+WIDTH = 120
 _MAX_EXPLAINED = 40
 
 
@@ -74,6 +75,8 @@ def verdicts(paper: Paper, outcomes: Sequence[Outcome]) -> None:
             paper.line(f"{'':{width}}  {line}")
         if len(outcome.explanation) > _MAX_EXPLAINED:
             paper.line(f"{'':{width}}  ... all of it is in {outcome.folder}/verdict.json")
+        if outcome.n_hazards:
+            paper.line(f"{'':{width}}  {hazards(outcome)}", "yellow")
         if outcome.wrong:
             paper.line(f"{'':{width}}  {wrong_values(outcome)}", _STYLES[INCOHERENT])
 
@@ -88,6 +91,14 @@ def _checked(outcome: Outcome) -> str:
         f" checked, {count(checker['n_stale'])} by older translations;"
         f" {count(checker['n_violations'])} violations"
     )
+
+
+def hazards(outcome: Outcome) -> str:
+    """Say how often the guest used what its OS had revoked, and by what kinds of flush."""
+    assert outcome.checker is not None
+    kinds = sorted({hazard["kind"] for hazard in outcome.checker["hazards"]})
+    n = count(outcome.n_hazards)
+    return f"hazards of the guest: {n} uses of revoked translations ({', '.join(kinds)} flush)"
 
 
 def wrong_values(outcome: Outcome) -> str:
@@ -107,16 +118,36 @@ def exits(paper: Paper, outcomes: Sequence[Outcome]) -> None:
     for outcome in with_exits:
         for reason, n in outcome.summary["exits"].items():
             reasons[reason] = reasons.get(reason, 0) + n
-    grid = Grid("where exits come from", ["reason", *(outcome.scheme for outcome in with_exits)])
-    for reason in sorted(reasons, key=lambda name: (-reasons[name], name)):
-        cells = []
-        for outcome in with_exits:
-            all_exits = outcome.summary["exits"]
-            n = all_exits.get(reason, 0)
-            cells.append(f"{count(n)} {n / sum(all_exits.values()):4.0%}" if n else "-")
-        grid.rows.append([reason, *cells])
-    paper.line()
-    paper.grid(grid)
+    cells = {outcome.scheme: _exit_cells(outcome, reasons) for outcome in with_exits}
+    head = "reason"
+    rest = list(cells)
+    while rest:
+        n = _n_fitting(max(map(len, (head, *reasons))), [(name, cells[name]) for name in rest])
+        shown, rest = rest[:n], rest[n:]
+        grid = Grid("where exits come from", [head, *shown])
+        for reason in sorted(reasons, key=lambda name: (-reasons[name], name)):
+            grid.rows.append([reason, *(cells[scheme][reason] for scheme in shown)])
+        paper.line()
+        paper.grid(grid)
+
+
+def _exit_cells(outcome: Outcome, reasons: Iterable[str]) -> dict[str, str]:
+    found = outcome.summary["exits"]
+    whole = sum(found.values())
+    return {
+        reason: f"{count(found[reason])} {found[reason] / whole:4.0%}" if reason in found else "-"
+        for reason in reasons
+    }
+
+
+def _n_fitting(first: int, columns: Sequence[tuple[str, dict[str, str]]]) -> int:
+    """Return how many columns fit beside a first one of that width; at least one."""
+    width = first
+    for n, (name, cells) in enumerate(columns):
+        width += 2 + max(len(name), *(len(cell) for cell in cells.values()))
+        if width > WIDTH and n:
+            return n
+    return len(columns)
 
 
 def heat_map(paper: Paper, outcome: Outcome) -> None:
@@ -157,6 +188,7 @@ def folders(paper: Paper, outcomes: Sequence[Outcome]) -> None:
     width = max(len(outcome.scheme) for outcome in outcomes)
     for outcome in outcomes:
         again = "  (run before, with the same result)" if outcome.repeats else ""
+        again = "  (taken from the folder: run before)" if outcome.reused else again
         paper.line(f"{outcome.scheme:{width}}  {outcome.folder}/{again}")
 
 

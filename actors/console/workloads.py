@@ -15,9 +15,11 @@ import msgspec
 import penumbra.guest
 from penumbra.actors.console.config import RunConfig, Source, read_toml
 from penumbra.actors.console.errors import COMMAND_LINE, UsageError
+from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.guest.traces import TraceError
 from penumbra.guest.workloads import WORKLOADS
 from penumbra.guest.workloads.workload import Workload, named_workload, recorded_workload
+from penumbra.hw.costs import shipped_profiles
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,10 @@ def schema() -> dict[str, Any]:
             properties[key] = msgspec.json.schema(type(default)) | {"default": default}
         kinds.append(_schema_of(properties, "name"))
     whole["$defs"]["RunConfig"]["properties"]["workload"] = {"oneOf": kinds}
+    whole["$defs"]["CostProfile"]["properties"]["profile"] = {"enum": list(shipped_profiles())}
+    scheme = whole["$defs"]["Scheme"]
+    composed = scheme | {"properties": scheme["properties"] | {"base": {"enum": [*PRESETS]}}}
+    whole["$defs"]["RunConfig"]["properties"]["schemes"] = {"type": "array", "items": composed}
     return whole
 
 

@@ -240,7 +240,7 @@ class Monitored:
                 self.note_exit("hidden fault")
                 return None
             else:
-                self.note_exit("traced store")
+                self._traced_store(user)
                 return self._emulate(work, user, fault.at)
 
     def tlb_miss(
@@ -280,6 +280,13 @@ class Monitored:
                 return reply
             assert isinstance(reply, TracesWanted)
             self._place(reply.gfns)
+
+    def _traced_store(self, user: bool) -> None:
+        """Count how a store to a traced page came here: translated code is the kernel's only."""
+        if user:
+            self.note_exit("traced store")
+        else:
+            self.privileged("traced store")
 
     def _place(self, gfns: tuple[int, ...]) -> None:
         """Place write traces; they are in force when every CPU has answered (T1-T4)."""
@@ -339,7 +346,7 @@ class Monitored:
 
     def physical(self, work: Physical) -> int:
         if work.gpa >> PAGE_SHIFT in self._traces and not isinstance(work, LoadPhysical):
-            self.note_exit("traced store")
+            self._traced_store(user=False)
         ran = self._emulate(work, False, 0)
         assert isinstance(ran, Ran) and isinstance(ran.exit, Done)
         return ran.exit.value

@@ -4,7 +4,9 @@ All three ways do the same; they differ in what is counted. *Assisted*: the hard
 the monitor asked for and nothing else. *Deprivileged*: the guest's kernel runs without privilege,
 so every privileged instruction traps, and so do system calls and returns, which must pass through
 the monitor. *Translated*: the guest's kernel runs as translated code that calls out where it would
-have trapped; its own progress costs more, and system calls leave direct execution.
+have trapped; its own progress costs more, and system calls leave direct execution. That holds for
+the kernel's stores to traced pages as well: the translator replaces an instruction that has trapped
+there by a call-out (the first trap of each is not counted). A user's store to one traps always.
 
 Source: A40 ¶50, ¶114.
 """
@@ -17,7 +19,7 @@ from typing import Literal
 ControlName = Literal["assisted", "deprivileged", "translated"]
 
 _INTERCEPTED = frozenset({
-    "invlpg", "cr3_load", "mode_change", "ipi", "disk", "timer", "hlt",
+    "invlpg", "cr3_load", "mode_change", "ipi", "disk", "timer", "hlt", "traced store",
 })  # fmt: skip
 _ONLY_TRAPPED = frozenset({"interrupt flag", "return", "read control", "syscall"})
 

@@ -175,4 +175,5 @@ def merge_verdicts(verdicts: Sequence[Verdict], trespasses: Sequence[str]) -> Ve
     }
     violations = tuple(one for verdict in verdicts for one in verdict.violations)
     coherent = all(verdict.coherent for verdict in verdicts) and not trespasses
-    return Verdict(coherent=coherent, violations=violations, **sums)
+    hazards = tuple(one for verdict in verdicts for one in verdict.hazards)
+    return Verdict(coherent=coherent, violations=violations, hazards=hazards, **sums)

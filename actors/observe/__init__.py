@@ -12,6 +12,8 @@ from penumbra.actors.observe.folder import FolderDiffers as FolderDiffers
 from penumbra.actors.observe.folder import FolderError as FolderError
 from penumbra.actors.observe.folder import Results as Results
 from penumbra.actors.observe.folder import RunFolder as RunFolder
+from penumbra.actors.observe.folder import is_whole as is_whole
+from penumbra.actors.observe.folder import read_columns as read_columns
 from penumbra.actors.observe.summary import canonical_json as canonical_json
 from penumbra.actors.observe.summary import digest as digest
 from penumbra.actors.observe.summary import toml_text as toml_text
@@ -28,6 +30,8 @@ __all__ = [
     "RunFolder",
     "canonical_json",
     "digest",
+    "is_whole",
+    "read_columns",
     "toml_text",
     "write_npz",
 ]

@@ -4,7 +4,7 @@
               summary.json   what was counted          } no verdict, no engine, no times:
               events.npz     what happened, as columns } the same bytes from the same id
               verdict.json   what the checker says; absent when there was none
-              wall.json      a row per run of this id: times, engine, versions
+              wall.json      a row per run of this id: times, engine, versions, hash of the rest
               PARTIAL        there while the run is unfinished, or was cut
 
 A second run of a complete folder is compared with it. Equal, it adds its row to `wall.json` (and
@@ -14,6 +14,7 @@ the verdict, if the first run was unchecked); different, it is kept beside it an
 from __future__ import annotations
 
 import filecmp
+import hashlib
 import json
 import os
 import shutil
@@ -22,6 +23,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from penumbra.actors.observe.events import Columns
 from penumbra.actors.observe.summary import canonical_json, write_npz
@@ -156,6 +159,30 @@ class RunFolder:
         _add_row(self.path, results.wall)
 
 
+def is_whole(path: Path, config: str) -> bool:
+    """Tell whether a folder holds, complete, what the last run of this very configuration left.
+
+    Complete are the files; that they are the ones written then says the hash beside their times.
+    """
+    try:
+        if (path / PARTIAL).exists() or (path / CONFIG).read_bytes() != config.encode():
+            return False
+        rows = json.loads((path / WALL).read_bytes())
+        return bool(rows[-1]["content"] == _content(path))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
+def _content(path: Path) -> str:
+    """Return the hash of all that a run has left but `wall.json`."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in (CONFIG, *_RESULTS, VERDICT):
+        if name != VERDICT or (path / name).exists():
+            data = (path / name).read_bytes()
+            digest.update(f"{name} {len(data)}\n".encode() + data)
+    return digest.hexdigest()
+
+
 def _start(path: Path, config: str) -> None:
     path.mkdir(parents=True, exist_ok=True)
     _write(path / PARTIAL, b"unfinished\n")
@@ -180,7 +207,7 @@ def _add_row(path: Path, row: Mapping[str, Any]) -> None:
         rows = json.loads((path / WALL).read_bytes())
     except (FileNotFoundError, ValueError):
         rows = []
-    _write(path / WALL, canonical_json([*rows, row]))
+    _write(path / WALL, canonical_json([*rows, {**row, "content": _content(path)}]))
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -196,3 +223,9 @@ def _unused(path: Path, word: str) -> Path:
     while (other := path.with_name(f"{path.name}.{word}-{number}")).exists():
         number += 1
     return other
+
+
+def read_columns(folder: Path) -> Columns:
+    """Return the event columns that a run left in its folder."""
+    with np.load(folder / EVENTS, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}

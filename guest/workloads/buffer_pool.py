@@ -85,7 +85,7 @@ class BufferPool:
             await self._map_store(page)
             first = page_word(_FILE, page)
             await expect(_WINDOW_AT, first)
-            total += (await Load(_WINDOW_AT + _TALLY, WORD) - first) & _M64
+            total = (total + await Load(_WINDOW_AT + _TALLY, WORD) - first) & _M64
         if total != self.workers * self.updates:
             await Mark("wrong", (_TALLY, self.workers * self.updates, total), "updates were lost")
 

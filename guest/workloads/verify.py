@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from penumbra.hw.operations import Load, Mark
+from penumbra.hw.formats import PAGE_BYTES
+from penumbra.hw.operations import Load, Mark, Syscall
 
 # Below 1 GiB, so that the same addresses serve both formats.
 SHARED_AT = 0x1000_0000
@@ -32,3 +33,10 @@ async def expect(gva: int, wanted: int) -> bool:
         return True
     await Mark("wrong", (gva, wanted, found), "a load returned what was never last stored there")
     return False
+
+
+async def map_anonymous(gva: int, n_pages: int, flags: int = PRIVATE_ANONYMOUS) -> None:
+    """Map fresh zeroed pages at `gva`, over whatever is there, and report it if that fails."""
+    args = (gva, n_pages * PAGE_BYTES, RW, flags | FIXED, -1, 0)
+    if await Syscall("mmap", args) != gva:
+        await Mark("wrong", (gva,), "mmap failed")

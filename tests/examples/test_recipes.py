@@ -30,7 +30,7 @@ def run_by(recipe: str) -> str:
 def test_an_example_is_run_by_a_recipe_of_its_own_and_by_the_one_that_ci_runs(
     example: str,
 ) -> None:
-    own = [name for name, (_, lines) in RECIPES.items() if example in lines]
+    own = [name for name, (_, lines) in RECIPES.items() if example in lines and name != "examples"]
     assert len(own) == 1
     line = re.search(rf"^# .+\n{own[0]}\b", JUSTFILE, re.MULTILINE)
     assert line, f"recipe {own[0]} is not explained"

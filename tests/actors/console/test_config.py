@@ -7,13 +7,15 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from penumbra.actors.console.config import RunConfig, Source, apply_settings, read_toml
 from penumbra.actors.console.errors import UsageError
-from penumbra.actors.console.execute import config_text, identify
+from penumbra.actors.console.prepare import config_text, identify
 from penumbra.actors.console.workloads import build, find_source, schema, shipped_recordings
 from penumbra.actors.vmm.schemes import PATCH, Scheme, SchemeOptions
+from penumbra.hw.costs import shipped_profiles
 
 Said = tuple[int, str, str]
 
@@ -45,6 +47,14 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults() -> Non
     assert (config.seed, config.machine.vcpus, config.machine.quantum) == (3, 3, 500)
     assert (config.machine.paging, config.costs.source) == ("ia32", "mine")
     assert config.machine.timer_period == 100_000
+
+
+@pytest.mark.shows("H11")
+def test_a_shipped_cost_profile_is_named_and_overridden_price_by_price() -> None:
+    costs = decoded('[costs]\nprofile = "hw-vmm-2006"\nipi = 7\n' + STORM).costs
+    shipped = shipped_profiles()["hw-vmm-2006"]
+    assert costs == msgspec.structs.replace(shipped, ipi=7)
+    assert decoded(STORM, "costs.profile=native-2006").costs == shipped_profiles()["native-2006"]
 
 
 def test_a_listed_scheme_keeps_what_the_file_does_not_override() -> None:
@@ -102,6 +112,20 @@ def test_choosing_a_scheme_takes_the_files_own_of_that_name_else_the_listed_one(
                 "see `penumbra list faults`"
             ),
         ),
+        (
+            '[costs]\nprofile = "cheap"\n' + STORM,
+            (
+                "x.toml: $.costs.profile: no cost profile is named 'cheap' "
+                "(known: bt-vmm-2006, hw-vmm-2006, native-2006)"
+            ),
+        ),
+        (
+            "[costs]\nprofile = [3]\n" + STORM,
+            (
+                "x.toml: $.costs.profile: no cost profile is named [3] "
+                "(known: bt-vmm-2006, hw-vmm-2006, native-2006)"
+            ),
+        ),
         ("[costs]\nexit = -1\n" + STORM, "x.toml: $.costs.exit: Expected `int` >= 0"),
         ("[costs]\nexit = 1.5\n" + STORM, "x.toml: $.costs.exit: Expected `int`, got `float`"),
         ("seed = 1\n", "x.toml: $: Object missing required field `workload`"),
@@ -109,8 +133,9 @@ def test_choosing_a_scheme_takes_the_files_own_of_that_name_else_the_listed_one(
             "[workload]\n",
             (
                 "x.toml: $.workload: needs a name "
-                "(buffer-pool, fork-storm, mmap-churn, page-splitting, process-switcher, "
-                "shootdown-stress, swap-thrash, pipeline, workers) or a trace"
+                "(buffer-pool, compile-mix, fork-storm, fork-wait, mmap-churn, mmap-server, "
+                "munmap-storm, page-fault, page-splitting, process-switcher, pte-change, "
+                "shootdown-stress, swap-thrash, system-calls, pipeline, workers) or a trace"
             ),
         ),
         (
@@ -245,7 +270,7 @@ def test_the_schema_names_every_table(penumbra: Callable[..., Said]) -> None:
     code, out, err = penumbra("schema")
     assert (code, err, json.loads(out)) == (0, "", json.loads(json.dumps(schema())))
     properties = json.loads(out)["$defs"]["RunConfig"]["properties"]
-    assert sorted(properties) == ["costs", "machine", "scheme", "seed", "workload"]
+    assert sorted(properties) == ["costs", "machine", "scheme", "schemes", "seed", "workload"]
     kinds = [kind["properties"] for kind in properties["workload"]["oneOf"]]
     [storm] = [kind for kind in kinds if kind.get("name") == {"const": "fork-storm"}]
     assert storm["pages"] == {"type": "integer", "default": 24}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from penumbra.actors.core import SWITCHES
-from penumbra.actors.vmm.schemes import PRESETS
+from penumbra.actors.vmm.schemes import PRESETS, SchemeOptions
 from penumbra.guest.traces import read_recording
 
 Penumbra = Callable[..., tuple[int, str, str]]
@@ -36,12 +36,31 @@ def test_everything_that_can_be_named_is_listed(penumbra: Penumbra) -> None:
     assert names >= {"workloads", "fork-storm", "pipeline", "native", "shootdown", "patch"}
     assert names >= set(SWITCHES) >= {"free_last"}
     said = json.loads(penumbra("list", "--json")[1])
-    assert list(said) == ["costs", "faults", "recordings", "schemes", "workloads"]
+    assert list(said) == ["costs", "faults", "profiles", "recordings", "schemes", "workloads"]
     assert {row["name"]: row for row in said["schemes"]}["patch"]["propagate"] == "patch"
 
 
+@pytest.mark.shows("S1", "S2")
+def test_each_scheme_is_listed_as_its_composition(penumbra: Penumbra) -> None:
+    rows = {
+        row["name"]: row for row in json.loads(penumbra("list", "schemes", "--json")[1])["schemes"]
+    }
+    assert list(rows) == list(PRESETS)
+    for name, scheme in PRESETS.items():
+        row = rows[name]
+        policies = (row["detect"], row["propagate"], row["apply"], row["shadow"])
+        assert policies == (scheme.detect, scheme.propagate, scheme.apply, scheme.shadow)
+        default = SchemeOptions()
+        for option, value in row["options"].items():
+            assert value == getattr(scheme.options, option) != getattr(default, option)
+        assert row["about"] == scheme.about != ""
+    head, *lines = penumbra("list", "schemes")[1].splitlines()[1:]
+    words = ["name", "detect", "propagate", "apply", "shadow", "options", "about"]
+    assert (head.split(), [line.split()[0] for line in lines]) == (words, list(PRESETS))
+
+
 def test_one_list_alone_can_be_asked_for(penumbra: Penumbra) -> None:
-    assert penumbra("list", "schemes", "--quiet") == (0, "\n".join([*PRESETS, ""]), "")
+    assert penumbra("list", "schemes", "--quiet") == (0, "".join(f"{n}\n" for n in PRESETS), "")
     code, out, err = penumbra("list", "nonsense")
     assert (code, out) == (2, "")
     assert "invalid choice: 'nonsense'" in err

@@ -15,6 +15,7 @@ from penumbra.actors.observe import (
     FolderError,
     Results,
     RunFolder,
+    is_whole,
 )
 
 _COMPLETE = ["config.toml", "events.npz", "summary.json", "verdict.json", "wall.json"]
@@ -30,6 +31,11 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def times(wall: bytes) -> list[dict[str, float]]:
+    """Return the rows of `wall.json` without the hash of the rest of the folder."""
+    return [{k: v for k, v in row.items() if k != "content"} for row in json.loads(wall)]
+
+
 def complete(root: Path, given: Results | None = None) -> Path:
     folder = RunFolder.begin(root, "id", "seed = 1\n")
     folder.finish(given or results())
@@ -43,7 +49,7 @@ def test_a_folder_is_partial_until_its_run_has_finished(tmp_path: Path) -> None:
     assert names(folder.path) == _COMPLETE
     assert (folder.path / "config.toml").read_text() == "seed = 1\n"
     assert json.loads((folder.path / "summary.json").read_bytes()) == {"cost": 7}
-    assert json.loads((folder.path / "wall.json").read_bytes()) == [{"seconds": 1.5}]
+    assert times((folder.path / "wall.json").read_bytes()) == [{"seconds": 1.5}]
 
 
 def test_a_run_that_was_cut_says_why_and_is_replaced_by_the_next(tmp_path: Path) -> None:
@@ -68,7 +74,7 @@ def test_an_equal_second_run_adds_its_row_to_the_times_and_changes_nothing_else(
     folder.finish(replace(results(), wall={"seconds": 2.5}))
     assert names(tmp_path) == ["id"]
     after = {name: (path / name).read_bytes() for name in _COMPLETE}
-    assert json.loads(after.pop("wall.json")) == [{"seconds": 1.5}, {"seconds": 2.5}]
+    assert times(after.pop("wall.json")) == [{"seconds": 1.5}, {"seconds": 2.5}]
     del before["wall.json"]
     assert after == before
 
@@ -139,4 +145,26 @@ def test_a_damaged_list_of_times_is_begun_anew(tmp_path: Path) -> None:
     path = complete(tmp_path)
     (path / "wall.json").write_text("[{")
     complete(tmp_path)
-    assert json.loads((path / "wall.json").read_bytes()) == [{"seconds": 1.5}]
+    assert times((path / "wall.json").read_bytes()) == [{"seconds": 1.5}]
+
+
+@pytest.mark.parametrize("damaged", [None, *_COMPLETE])
+def test_a_folder_is_whole_until_any_of_its_files_has_changed(
+    damaged: str | None, tmp_path: Path
+) -> None:
+    path = complete(tmp_path)
+    assert is_whole(path, "seed = 1\n")
+    assert not is_whole(path, "seed = 2\n")
+    assert not is_whole(tmp_path / "none", "seed = 1\n")
+    complete(tmp_path)  # a second run's row has the hash, too
+    assert is_whole(path, "seed = 1\n")
+    if damaged is not None:
+        (path / damaged).write_bytes((path / damaged).read_bytes()[:-3])
+        assert not is_whole(path, "seed = 1\n")
+
+
+@pytest.mark.parametrize("wall", ["", "3", "[]", "[3]", "{}", '[{"content": 3}]', "[" * 100_000])
+def test_a_folder_whose_times_make_no_sense_is_not_whole(wall: str, tmp_path: Path) -> None:
+    path = complete(tmp_path)
+    (path / "wall.json").write_text(wall)
+    assert not is_whole(path, "seed = 1\n")

@@ -329,7 +329,13 @@ def test_fork_shares_a_large_page_and_who_writes_first_splits_his_own(
 @pytest.mark.shows("G7", "G4")
 @pytest.mark.parametrize(
     ("flush", "n_vcpus", "spec"),
-    [(FLUSHES[0], 4, X86_64), (FLUSHES[1], 2, X86_64), (FLUSHES[2], 1, IA32), (FLUSHES[3], 2, PAE)],
+    [
+        (FLUSHES[0], 4, X86_64),
+        (FLUSHES[1], 2, X86_64),
+        (FLUSHES[2], 1, IA32),
+        (FLUSHES[3], 2, PAE),
+        (FLUSHES[4], 3, X86_64),
+    ],
     ids=FLUSHES,
 )
 def test_threads_that_go_on_writing_lose_nothing_under_any_way_to_flush(

@@ -11,11 +11,18 @@ from penumbra.guest.programs.program import Program
 from penumbra.guest.workloads import (
     WORKLOADS,
     BufferPool,
+    CompileMix,
     ForkStorm,
+    ForkWait,
     MmapChurn,
+    MmapServer,
+    MunmapStorm,
+    PageFault,
     ProcessSwitcher,
+    PteChange,
     ShootdownStress,
     SwapThrash,
+    SystemCalls,
     make_workload,
 )
 from penumbra.hw.formats import FORMATS, IA32, X86_64, FormatSpec
@@ -29,6 +36,13 @@ SMALL: list[Program] = [
     BufferPool(workers=3, updates=10),
     ProcessSwitcher(processes=4, regions=5, turns=3),
     SwapThrash(processes=2, pages=20),
+    ForkWait(rounds=3, pages=5),
+    PageFault(rounds=2, pages=6),
+    PteChange(rounds=2, pages=6),
+    SystemCalls(calls=20),
+    CompileMix(units=3, jobs=2, pages=6, passes=2),
+    MunmapStorm(threads=2, rounds=6),
+    MmapServer(workers=3, requests=4),
 ]
 
 

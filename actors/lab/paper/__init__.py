@@ -1,0 +1,1 @@
+"""Published measurements beside what this machine says: calibration, rows, cells."""
