@@ -10,14 +10,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import msgspec
+import numpy as np
 import pytest
+from isolation import foreign_translations
 from random_machines import drawn, refusal, token
 from random_runs import Campaign, complaint, differs_from_native, run_case, smaller
 
 from penumbra.actors.console.config import RunConfig, read_toml
 from penumbra.actors.machine.config import MachineConfig
+from penumbra.actors.machine.several import build_rig
 from penumbra.actors.vmm.schemes import PRESETS
+from penumbra.guest.workloads.workload import named_workload
+from penumbra.hw.costs import CostProfile
+from penumbra.hw.formats import PAGE_SHIFT, P
 
 SECONDS = 65.0
 FIRST = 1
@@ -91,6 +98,21 @@ def test_memory_that_differs_from_native_is_a_complaint() -> None:
     other = msgspec.structs.replace(case, workload={"name": "fork-storm", "depth": 0})
     assert differs_from_native(other, outcome)
     assert differs_from_native(case, outcome) is None
+
+
+@pytest.mark.shows("I11", "V7")
+@pytest.mark.parametrize("scheme", [name for name in PRESETS if PRESETS[name].shadow != "none"])
+def test_a_translation_to_another_vms_frame_is_found_though_nobody_uses_it(scheme: str) -> None:
+    config = MachineConfig(vcpus=1, cpus=1, vms=2, slice=500)
+    workload = named_workload("process-switcher", processes=2, regions=4, turns=1)
+    rig = build_rig(config, PRESETS[scheme], workload, CostProfile(), 3)
+    anyio.run(rig.run)
+    assert foreign_translations(rig) == []
+    hardware = getattr(rig.run, "__self__").hardware  # noqa: B009
+    mine, other = (set(machine.memory.guest_of) for machine in rig.machines)
+    table = next(pfn for pfn in np.flatnonzero(hardware.owner == 0).tolist() if pfn not in mine)
+    hardware.ram.store((table << PAGE_SHIFT) + 64, 8, min(other) << PAGE_SHIFT | P)
+    assert len(foreign_translations(rig)) == 1
 
 
 @pytest.mark.shows("S1")

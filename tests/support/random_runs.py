@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import msgspec
+from isolation import foreign_translations
 from random_machines import drawn, refusal, token
 
 from penumbra.actors.check import Verdict
@@ -53,11 +54,11 @@ def run_case(case: RunConfig, loop: str = "trio") -> Outcome:
     keys = list(case.workload)[1:]
     workload = named_workload(str(name), **dict(zip(keys, map(int, parameters), strict=True)))
     rig = build_rig(case.machine, case.scheme, workload, case.costs, case.seed)
-    anyio.run(rig.run, None, backend=loop)
+    anyio.run(rig.run, lambda: check_isolation(rig), backend=loop)
     for machine in rig.machines:
         _check_parts(machine)
     verdict = merge_verdicts([oracle.verdict() for oracle in rig.oracles], rig.trespasses)
-    _check_isolation(rig)
+    check_isolation(rig)
     return Outcome([summarise(one, case.seed) for one in rig.machines], verdict)
 
 
@@ -73,8 +74,11 @@ def _check_parts(machine: Machine) -> None:
         machine.guest.check()
 
 
-def _check_isolation(rig: Rig) -> None:
+def check_isolation(rig: Rig) -> None:
+    """Assert that no VM has used a frame of another, or could; looked at some times a second."""
     assert not rig.trespasses, rig.trespasses
+    foreign = foreign_translations(rig)
+    assert not foreign, foreign
 
 
 def complaint(case: RunConfig, *, twice: bool = False) -> str | None:
