@@ -57,6 +57,10 @@ trace-info *args: setup-demo
 record *args: setup-demo
     @{{ penumbra }} trace record "$@"
 
+# Run random machines, schemes and workloads for so many minutes; what fails prints its own replay.
+soak *args: setup-dev
+    {{ python }} scripts/soak.py "$@"
+
 # Compare schemes on processes that fork and copy on write.
 fork-storm *args: setup-demo
     @{{ penumbra }} compare examples/fork_storm.toml "$@"

@@ -59,9 +59,9 @@ class Parts:
         company, n_pages = shared.company, shared.scheme.options.shadow_pages
         self.sharers: Sequence[int] = (vcpu_id,) if company is None else range(shared.matrix.n)
         self.space = (
-            ShadowSpace(shared.spec, shared.memory, n_pages, self._gone)
+            ShadowSpace(shared.spec, shared.memory, n_pages, self.forget)
             if company is None
-            else SharedShadowSpace(shared.spec, shared.memory, n_pages, self._gone, company)
+            else SharedShadowSpace(shared.spec, shared.memory, n_pages, self.forget, company)
         )
 
     def register(self, gfn: int, index: int) -> bool:
@@ -73,7 +73,8 @@ class Parts:
         news = [self.shared.traces.register(gfn, index, vcpu_id) for vcpu_id in self.sharers]
         return any(news)
 
-    def _gone(self, gfn: int, index: int) -> None:
+    def forget(self, gfn: int, index: int) -> None:
+        """Note that nothing here derives from an entry any more, if that is so."""
         if (gfn, index) in self.filling or self.space.derives_elsewhere(gfn, index):
             return
         for vcpu_id in self.sharers:

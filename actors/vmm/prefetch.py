@@ -1,7 +1,8 @@
 """Shadow leaves derived before they are missed: around a fill, and after INVLPG.
 
 Only what the guest has used is taken: an entry with A clear derives nothing, so speculation never
-sets A. Each entry is read after this VCPU is registered for it, as in any fill.
+sets A. Each entry is read after this VCPU, and whoever shares its shadow, is registered for it, as
+in any fill.
 
 Source: field notes 1.1 (Linux KVM: prefetch at a fill; prepopulation at INVLPG, ad218f85e388), 1.3.
 """
@@ -40,9 +41,8 @@ class Prefetch:
         if index in page.live:
             return
         parts, spec = self._parts, self._spec
-        shared, gfn, vcpu_id = parts.shared, page.role[0], parts.vcpu_id
-        known = shared.traces.consumers(gfn, index) >> vcpu_id & 1
-        shared.traces.register(gfn, index, vcpu_id)
+        shared, gfn = parts.shared, page.role[0]
+        news = parts.register(gfn, index)
         width = spec.entry_bytes
         entry = shared.memory.load((gfn << PAGE_SHIFT) + index * width, width)
         target = (entry & spec.frame_mask) >> PAGE_SHIFT
@@ -50,5 +50,5 @@ class Prefetch:
         if value:
             parts.space.set_leaf(page, index, value, target)
             parts.counts["prefetch"] += 1
-        elif not known:
-            shared.traces.forget(gfn, index, vcpu_id)
+        elif news:
+            parts.forget(gfn, index)

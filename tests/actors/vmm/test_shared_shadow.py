@@ -100,6 +100,24 @@ def test_who_only_walked_what_another_derived_is_told_and_follows(spec: FormatSp
 
 
 @both_formats
+@pytest.mark.shows("V4", "EP13", "EP16")
+@pytest.mark.parametrize("scheme", [patch(prefetch=8), shootdown(prefetch=8)])
+def test_what_one_takes_in_advance_all_sharers_are_told_of(
+    spec: FormatSpec, scheme: Scheme
+) -> None:
+    bench, _, second = started(spec, shared(scheme))
+    assert bench.access(A, PAGE) == X
+    bench.take_log()
+    assert bench.access(B, NEIGHBOUR) == Y
+    assert bench.take_log() == [], "B walks what A took in advance"
+    bench.poke(C, second, Z << 12 | USED)
+    bench.invlpg(B, NEIGHBOUR)
+    assert bench.access(B, NEIGHBOUR) == Z
+    bench.check()
+    bench.assert_coherent()
+
+
+@both_formats
 @every_scheme
 @pytest.mark.shows("V4", "V6")
 def test_a_trace_takes_the_right_to_write_from_the_tlb_of_every_sharer(

@@ -1,0 +1,48 @@
+"""No VM holds a translation to a frame not its own: every table its monitor keeps, read raw.
+
+The kernel holds each frame that an access uses against who owns it, so what the hardware has filled
+is covered; this looks at what the monitors have derived and no access has used yet.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from penumbra.actors.machine.hardware import Hardware
+from penumbra.actors.machine.host import Host
+from penumbra.actors.machine.several import Rig
+from penumbra.hw.formats import PAGE_SHIFT, P
+
+
+def foreign_translations(rig: Rig) -> list[str]:
+    """Return the entries of monitors' tables that lead to frames of another VM.
+
+    A frame beyond RAM is nobody's: it stands for addresses where there is no memory.
+    """
+    host = getattr(rig.run, "__self__", None)
+    if not isinstance(host, Host) or host.hardware is None:
+        return []
+    return [
+        f"VM {vm}: table {table:#x} leads to frame {pfn:#x} of VM {host.hardware.owner[pfn]}"
+        for vm, machine in enumerate(host.machines)
+        for table, pfn in _foreign(
+            host.hardware, vm, set(machine.memory.guest_of), machine.scheme.shadow == "nested"
+        )
+    ]
+
+
+def _foreign(hardware: Hardware, vm: int, guests: set[int], nested: bool) -> list[tuple[int, int]]:
+    owner, spec = hardware.owner, hardware.spec
+    tables = [pfn for pfn in np.flatnonzero(owner == vm).tolist() if pfn not in guests]
+    wide = nested or spec.entry_bytes == 8
+    words = hardware.ram.array64 if wide else hardware.ram.array32
+    mask = (1 << 52) - 1 if wide else (1 << 32) - 1
+    found = []
+    for table in tables:
+        per_frame = (1 << PAGE_SHIFT) // words.itemsize
+        entries = words[table * per_frame : (table + 1) * per_frame]
+        present = entries[(entries & P) != 0]
+        pfns = (present & mask) >> PAGE_SHIFT
+        inside = pfns[pfns < len(owner)].astype(np.int64)
+        found += [(table, int(pfn)) for pfn in inside[owner[inside] != vm]]
+    return found
