@@ -9,7 +9,7 @@ import pytest
 from machines import WORKLOADS, run_machine
 
 from penumbra.actors.vmm.schemes import PRESETS
-from penumbra.guest.workloads.workload import WORKLOADS as NAMED
+from penumbra.guest.workloads import WORKLOADS as NAMED
 from penumbra.guest.workloads.workload import named_workload
 from tests.actors.machine.test_published_workloads import SMALL
 
