@@ -106,7 +106,7 @@ def test_a_translation_to_another_vms_frame_is_found_though_nobody_uses_it(schem
     config = MachineConfig(vcpus=1, cpus=1, vms=2, slice=500)
     workload = named_workload("process-switcher", processes=2, regions=4, turns=1)
     rig = build_rig(config, PRESETS[scheme], workload, CostProfile(), 3)
-    anyio.run(rig.run)
+    anyio.run(rig.run, None)
     assert foreign_translations(rig) == []
     hardware = getattr(rig.run, "__self__").hardware  # noqa: B009
     mine, other = (set(machine.memory.guest_of) for machine in rig.machines)

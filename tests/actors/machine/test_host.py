@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
-from machines import SMALL_CHURN, SMALL_STORM, SMALL_STRESS
+from machines import FAMILIES, SMALL_CHURN, SMALL_STORM, SMALL_STRESS
 
 from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.host import Host
@@ -56,7 +56,7 @@ def build_host(scheme: str = "patch", **config: Any) -> Host:
 def test_every_scheme_ends_coherent_at_equal_progress_and_memory(
     shape: str, workload: Workload
 ) -> None:
-    runs = {scheme: run(workload, scheme, **SHAPES[shape]) for scheme in PRESETS}
+    runs = {scheme: run(workload, scheme, **SHAPES[shape]) for scheme in FAMILIES}
     seen = set()
     for scheme, result in runs.items():
         assert result.summary["ended"] == "finished", scheme

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import msgspec
 import pytest
-from machines import SMALL_STRESS, run_machine, scheme_with, workload_of
+from machines import FAMILIES, SMALL_STRESS, run_machine, scheme_with, workload_of
 from small_programs import SmallProgram, map_pages
 
 from penumbra.actors.machine.build import ConfigurationError, build_machine
@@ -17,7 +17,7 @@ from penumbra.hw.costs import CostProfile
 from penumbra.hw.formats import FORMATS, PAGE_BYTES, P, U, W
 from penumbra.hw.operations import Invlpg, Load, Store, Syscall
 
-SCHEMES = tuple(PRESETS)
+SCHEMES = FAMILIES
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 
 

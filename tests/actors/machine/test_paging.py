@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from machines import run_machine, scheme_with, workload_of
+from machines import FAMILIES, run_machine, scheme_with, workload_of
 from small_programs import SmallProgram, map_pages
 
-from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.guest.workloads.verify import ARENA_AT, SHARED_AT, WORD, expect
 from penumbra.guest.workloads.workload import named_workload
 from penumbra.hw.formats import PAGE_BYTES
 from penumbra.hw.operations import Load, Store, Syscall
 
-SCHEMES = tuple(PRESETS)
+SCHEMES = FAMILIES
 THRASH = named_workload("swap-thrash", processes=2, threads=2, pages=32, rounds=2)
 SMALL: dict[str, Any] = {
     "user_frames": 16,

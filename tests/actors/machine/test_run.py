@@ -8,12 +8,11 @@ import sys
 from typing import Any
 
 import pytest
-from machines import SMALL_STRESS, WORKLOADS, run_machine, scheme_with
+from machines import FAMILIES, SMALL_STRESS, WORKLOADS, run_machine, scheme_with
 
-from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.hw.costs import CostProfile
 
-SCHEMES = tuple(PRESETS)
+SCHEMES = FAMILIES
 
 
 def memory_of(summary: dict[str, Any]) -> list[tuple[int, str, int, str]]:
