@@ -24,6 +24,7 @@ from penumbra.actors.machine.coherence import (
 )
 from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.control import CONTROLS
+from penumbra.actors.machine.devices import Devices
 from penumbra.actors.machine.disk import DiskActor
 from penumbra.actors.machine.hardware import Hardware
 from penumbra.actors.machine.logged import LogTeller, SeatedBuffer, WriteBuffers
@@ -71,6 +72,7 @@ from penumbra.guest.system import GuestSystem
 from penumbra.hw import operations as o
 from penumbra.hw.costs import CostProfile
 from penumbra.hw.cpu import PhysicalCpu
+from penumbra.hw.device_window import window_frames
 from penumbra.hw.disk import Disk
 from penumbra.hw.formats import FORMATS, PAGE_BYTES, PAGE_SHIFT
 from penumbra.hw.interrupts import NEVER, InterruptController
@@ -132,7 +134,7 @@ class Machine:
         self.ram = self.hardware.ram
         self.memory = MemoryManagement(
             self.ram, guest.n_frames, identity=not shadowed, seed=seed, backed=guest.backed,
-            frames=place.frames if place else None,
+            frames=place.frames if place else None, devices=window_frames(spec),
         )  # fmt: skip
         self.taps = taps(self.ram) if taps else None
         self.observer = Observer(config.vcpus, costs, self.taps)
@@ -142,6 +144,7 @@ class Machine:
         self.cpus = self.hardware.cpus
         self.interrupts = [InterruptController() for _ in range(config.vcpus)]
         self.actions = [ActionQueue() for _ in range(config.vcpus)]
+        self.devices = Devices(self)
         self.kernel_calls: KernelCalls | None = None
         self.disk = Disk(config.disk_mib << (20 - PAGE_SHIFT), config.disk_latency)
         self._disk: ActorRef[DiskOrder, DiskReply] | None = None
@@ -301,6 +304,8 @@ class Machine:
         if self.taps is not None:
             for pfn, gfn in self.memory.guest_of.items():
                 self.taps.grant(gfn, pfn)
+            for gfn in self.memory.devices:
+                self.taps.device(gfn, gfn)
         for i, coherence in enumerate(coherences):
             registers, start = coherence.registers, boot.registers[i]
             registers.cr0, registers.cr4, registers.efer = start.cr0, start.cr4, start.efer
@@ -329,7 +334,7 @@ class Machine:
         if self.second_level:
             control = CONTROLS[self.config.control]
             return [
-                Nested(i, seat, self.second_level, control, self.observer)
+                Nested(i, seat, self.second_level, control, self.observer, self.spec, self.memory)
                 for i, seat in enumerate(seats)
             ], []
         if not self.submms:
@@ -365,6 +370,7 @@ class Machine:
                     submm.vcpu_id, submm.registers, producer, consumers, self.traces,
                     self.scheme.shadow == "per-privilege", CONTROLS[self.config.control],
                     self.observer, buffers, shares=self.scheme.shadow == "shared",
+                    devices=self.memory.devices,
                 )
             )  # fmt: skip
         return [*self._monitors], producers
@@ -390,6 +396,7 @@ class Machine:
         """A VCPU runs on this CPU from now on: its streams, its hooks, its counters."""
         cpu.streams = self.streams
         cpu.on_flagged = self._flagged_store
+        cpu.attach_device(self.devices.ports[vcpu_id])
         cpu.load_second_level(self.second_level.root if self.second_level else 0)
         self.observer.sits_down(vcpu_id, cpu)
         cpu.on_used = cpu.on_block = None

@@ -36,6 +36,9 @@ class Taps(Protocol):
     def grant(self, gfn: int, pfn: int) -> None:
         """A guest frame is backed by a machine frame from now on."""
 
+    def device(self, gfn: int, pfn: int) -> None:
+        """Accesses to a guest frame are to a device, and said to be in `pfn`, where no RAM is."""
+
     def registers(self, vcpu: int, cr0: int, cr3: int, cr4: int, efer: int) -> None:
         """The guest's control registers at the start."""
 

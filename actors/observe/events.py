@@ -49,6 +49,7 @@ class EventKind(IntEnum):
     MARK = 24
     VM_END = 25
     WORLD_SWITCH = 26
+    DEVICE_ACCESS = 27
 
 
 COLUMNS: Final[dict[str, str]] = {

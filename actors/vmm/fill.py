@@ -39,7 +39,13 @@ class Hidden:
 
 @dataclass(frozen=True)
 class Emulate:
-    """The store is permitted but must not be made by the hardware: the monitor does it."""
+    """The access is permitted but must not be made by the hardware: the monitor does it.
+
+    Attributes:
+        device: It is one to a device (A40 ¶38), not a store to a traced table.
+    """
+
+    device: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class MachineCheck:
 
 
 Outcome: TypeAlias = Forward | Hidden | Emulate | PlaceTraces | MachineCheck
-_HIDDEN, _EMULATE = Hidden(), Emulate()
+_HIDDEN, _EMULATE, _DEVICE = Hidden(), Emulate(), Emulate(device=True)
 _IDENTITY = P | W | U | A | D
 
 
@@ -91,6 +97,8 @@ class Filler:
             return steps  # 804, or 812 first
         walker = self._walker
         target = walker.frame(gva)  # 808
+        if self._memory.is_device(target):
+            return _DEVICE
         writable = walker.rights & E_W
         steps = walker.set_accessed(steps, kind)
         if kind == WRITE and (self._traces.emulates(target) or not writable):
@@ -106,6 +114,8 @@ class Filler:
     def _fault_unpaged(self, gva: int, kind: int) -> Outcome:
         """Map an address to itself: with CR0.PG clear the guest has no table to derive from."""
         target = gva >> PAGE_SHIFT
+        if self._memory.is_device(target):
+            return _DEVICE
         if kind == WRITE and self._traces.emulates(target):
             return _EMULATE
         root, top = self._space.root, self._spec.top

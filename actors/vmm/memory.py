@@ -42,11 +42,13 @@ class MemoryManagement:
         seed: int,
         backed: Sequence[int] | None = None,
         frames: Sequence[int] | None = None,
+        devices: range = range(0),
     ) -> None:
         """Back every guest frame, or those of `backed` alone (ascending; the rest is no RAM).
 
         Args:
             frames: The machine frames this VM and its monitor may use; None: all there are.
+            devices: Guest frames that are device registers, above all others: never backed.
         """
         gfns = range(n_guest_frames) if backed is None else backed
         own = identity and backed is not None
@@ -55,6 +57,8 @@ class MemoryManagement:
         if not identity:
             random.Random(seed).shuffle(frames)
         self.ram = ram
+        self.devices = devices
+        assert not devices or devices.start >= max(n_guest_frames, ram.n_frames)
         self.frame_map = np.full(n_guest_frames, UNBACKED, np.int64)
         self.frame_map[list(gfns)] = frames[: len(gfns)]
         self.frame_view = self.frame_map.data
@@ -72,6 +76,10 @@ class MemoryManagement:
         if gfn >= len(self.frame_map) or self.frame_view[gfn] == UNBACKED:
             return None
         return (self.frame_view[gfn] << PAGE_SHIFT) | (gpa & 0xFFF)
+
+    def is_device(self, gfn: int) -> bool:
+        """Tell whether accesses to a guest frame are for an emulator, and never for memory."""
+        return gfn in self.devices
 
     def load(self, gpa: int, size: int) -> int:
         """Read guest-physical memory; all ones where nothing is."""
