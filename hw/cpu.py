@@ -256,6 +256,8 @@ class PhysicalCpu:
         """Load the registers that hold the top level, all or none."""
         if self.spec.root_registers and self.reg[k.R_SECOND]:
             root = self._second(self._ram_args[0], self._reg_arg, root, False)
+            if root < 0:  # no walk: what the second level lacks here reads as ones
+                self.reg[k.R_VIOLATION], root = 0, self._ram_end
         entries = [self.ram.load(root + 8 * i, 8) for i in range(self.spec.root_registers)]
         for i, entry in enumerate(entries):
             if self.spec.bad_root_entry(entry):

@@ -257,11 +257,13 @@ class Machine:
 
     def spin(self, vcpu_id: int, hpa: int) -> None:
         self._spins[vcpu_id] = hpa
-        self.ram.flags[hpa >> PAGE_SHIFT] |= FLAG_SPIN
+        if hpa >> PAGE_SHIFT < self.ram.n_frames:  # else nobody can ever write it
+            self.ram.flags[hpa >> PAGE_SHIFT] |= FLAG_SPIN
 
     def no_spin(self, vcpu_id: int) -> None:
         frame = self._spins.pop(vcpu_id) >> PAGE_SHIFT
-        if all(hpa >> PAGE_SHIFT != frame for hpa in self._spins.values()):
+        alone = all(hpa >> PAGE_SHIFT != frame for hpa in self._spins.values())
+        if alone and frame < self.ram.n_frames:
             self.ram.flags[frame] &= 0xFF ^ FLAG_SPIN
 
     def _flagged_store(self, hpa: int, size: int, old: int, new: int) -> None:

@@ -6,6 +6,7 @@ Source: A40 ¶38; VTLB p. 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from bare_guest import BareGuest, Program, start_bare
@@ -26,6 +27,7 @@ from penumbra.hw.operations import (
     Load,
     LoadControl,
     LoadPhysical,
+    SpinUntil,
     Store,
     StorePhysical,
     Syscall,
@@ -126,6 +128,32 @@ def test_a_page_that_turns_into_the_window_and_back_follows_the_guests_flushes()
         assert (machine.ended, read) == ("finished", [0, 11, 1, 12]), machine.scheme.name
 
 
+@pytest.mark.shows("I4")
+def test_an_emulated_access_sets_a_and_d_as_the_hardwares_own_does() -> None:
+    entry = TABLE + 3 * 4
+    read: list[int] = []
+
+    async def body() -> None:
+        await paging_on((ROOT + 4, TABLE | P | WRITABLE), (entry, BASE | P | WRITABLE))
+        values = []
+        for work in (Load(0x0040_3000 + w.ID, 4), Store(0x0040_3000 + w.SCRATCH, 4, 1)):
+            await work
+            values += [await LoadPhysical(entry, 4) & 0xFFF, await LoadPhysical(ROOT + 4, 4) & A]
+        read[:] = values
+
+    for machine in bare(body):
+        assert machine.ended == "finished"
+        assert read == [P | WRITABLE | A, A, P | WRITABLE | A | D, A], machine.scheme.name
+
+
+def test_a_spin_where_nothing_is_waits_for_ever_and_breaks_nothing() -> None:
+    async def body() -> None:
+        await SpinUntil(BASE - 0x1000, 8, 1, 0)
+
+    ends = {machine.ended for machine in bare(body)}
+    assert ends == {"guest deadlock: VCPU 0 spinning, no interrupt pending"}
+
+
 def test_a_walk_finds_ones_in_the_window_and_reaches_no_register() -> None:
     read: list[int] = []
 
@@ -162,7 +190,7 @@ VARIANTS: Sequence[Scheme] = [
 @pytest.mark.parametrize(
     "config", [{"tlb": "software"}, {"smt": 2, "tlb_entries": 8, "tlb_ways": 2}]
 )
-def test_no_variant_of_a_scheme_maps_it_whoever_fills_the_tlb(config: dict[str, object]) -> None:
+def test_no_variant_of_a_scheme_maps_it_whoever_fills_the_tlb(config: dict[str, Any]) -> None:
     async def main() -> None:
         await map_pages(WINDOW_AT - 0x2000, 2)
         for lap in range(4):
