@@ -44,6 +44,7 @@ class Frames:
         self._guests: dict[int, list[int]] = {}
         self._away: dict[int, npt.NDArray[np.unsignedinteger]] = {}
         self._empty = np.zeros(self._per_frame, self._dtype)
+        self._devices: dict[int, int] = {}
         self._watched: set[int] = set()
         self._held: dict[int, tuple[int, ...]] = {}
         self._numbers: dict[tuple[int, ...], int] = {}
@@ -71,11 +72,18 @@ class Frames:
         return tuple(self._guests.get(pfn, ()))
 
     def serves(self, pfn: int, gfn: int) -> bool:
-        """Tell whether `pfn` is what an access to `gfn` must reach: without a grant, no RAM."""
-        granted = self._pfns.get(gfn)
+        """Tell whether `pfn` is what an access to `gfn` must reach: without a grant, nothing."""
         if gfn in self._away:
             return False
-        return pfn == granted if granted is not None else not 0 <= pfn < self._n_frames
+        granted = self._pfns.get(gfn, self._devices.get(gfn))
+        if granted is not None:
+            return pfn == granted
+        return not 0 <= pfn < self._n_frames and pfn not in self._devices.values()
+
+    def set_device(self, gfn: int, pfn: int) -> None:
+        """Note that a guest frame is a device, which answers as `pfn`, where no RAM is."""
+        assert gfn not in self._pfns and pfn >= self._n_frames
+        self._devices[gfn] = pfn
 
     def grant(self, gfn: int, pfn: int) -> int:
         """Put a guest frame into a machine frame; NO_FRAME: it is no RAM.

@@ -117,6 +117,10 @@ class Oracle:
         if before != NO_FRAME:
             self._memory.forget_frame(before)
 
+    def device(self, gfn: int, pfn: int) -> None:
+        """A guest frame is a device: the one place for its accesses is `pfn`, beyond RAM."""
+        self._tables.frames.set_device(gfn, pfn)
+
     def registers(self, vcpu: int, cr0: int, cr3: int, cr4: int, efer: int) -> None:
         """A VCPU starts with these control registers and empty caches."""
         windows = self._windows[vcpu]

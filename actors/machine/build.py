@@ -113,6 +113,7 @@ def _guest_flush(machine: MachineConfig, scheme: Scheme) -> str:
 def summarise(machine: Machine, seed: int) -> dict[str, Any]:
     """Return the deterministic summary of a machine that has ended."""
     observer, config = machine.observer, machine.config
+    machine.devices.count()
     matrix = _matrix(machine)
     for producer, row in enumerate(matrix):
         for channel in row:
@@ -156,6 +157,7 @@ def summarise(machine: Machine, seed: int) -> dict[str, Any]:
             for record in sorted(machine.ledger.records.values(), key=lambda r: r.pid)
         ],
         "matrix": matrix,
+        "printed": machine.devices.printed(),
         "marks": [[what, list(args), text] for what, args, text in machine.ledger.marks[:1000]],
     }
 

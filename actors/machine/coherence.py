@@ -39,6 +39,7 @@ from penumbra.actors.machine.messages import (
     RootLoaded,
     SetModes,
     Stored,
+    StoreWanted,
     TablesFreed,
     TracesWanted,
     TruePageFault,
@@ -90,8 +91,8 @@ class Coherence(Protocol):
         """The guest loads CR0 or CR4; return why its CPU refuses, if it does."""
         ...
 
-    def physical(self, work: Physical) -> int:
-        """Do an access to guest-physical memory; return what was there, 0 for a plain store."""
+    def physical(self, work: Physical) -> int | GeneralProtection:
+        """Do an access at a guest-physical address; return what was there, 0 for a plain store."""
         ...
 
     def mapping_changed(self, work: MappingChanged) -> int:
@@ -125,6 +126,12 @@ def hardware_modes(
         reload,
         smep=bool(registers.cr4 & CR4_SMEP),
     )
+
+
+def value_of(ran: Ran) -> int | GeneralProtection:
+    """Return what an operation that is over has read, or why it was refused."""
+    assert isinstance(ran.exit, Done | GeneralProtection)
+    return ran.exit.value if isinstance(ran.exit, Done) else ran.exit
 
 
 class BareHardware:
@@ -174,10 +181,8 @@ class BareHardware:
             return ran.exit
         return None
 
-    def physical(self, work: Physical) -> int:
-        ran = self._cpu.ask_nowait(Complete(work, False, 0, (work.gpa,)))
-        assert isinstance(ran.exit, Done)
-        return ran.exit.value
+    def physical(self, work: Physical) -> int | GeneralProtection:
+        return value_of(self._cpu.ask_nowait(Complete(work, False, 0, (work.gpa,))))
 
     def mapping_changed(self, work: MappingChanged) -> int:
         return 0
@@ -212,6 +217,7 @@ class Monitored:
         frames: FramesOf,
         *,
         shares: bool = False,
+        devices: range = range(0),
     ) -> None:
         self.registers = registers
         self._frames = frames
@@ -223,6 +229,7 @@ class Monitored:
         self._per_privilege = per_privilege
         self._control = control
         self._shares = shares
+        self._devices = devices
         self._observer = observer
         self._buffers = buffers
 
@@ -246,7 +253,11 @@ class Monitored:
                 self.note_exit("hidden fault")
                 return None
             else:
-                self._traced_store(user)
+                assert isinstance(reply, StoreWanted)
+                if reply.device:
+                    self.note_exit("device")
+                else:
+                    self._traced_store(user)
                 return self._emulate(work, user, fault.at)
 
     def tlb_miss(
@@ -354,12 +365,15 @@ class Monitored:
             self._ask(PrivilegeChanged(False))
         return None
 
-    def physical(self, work: Physical) -> int:
-        if work.gpa >> PAGE_SHIFT in self._traces and not isinstance(work, LoadPhysical):
+    def physical(self, work: Physical) -> int | GeneralProtection:
+        gfn = work.gpa >> PAGE_SHIFT
+        if gfn in self._devices:
+            self.note_exit("device")
+        elif gfn in self._traces and not isinstance(work, LoadPhysical):
             self._traced_store(user=False)
         ran = self._emulate(work, False, 0)
-        assert isinstance(ran, Ran) and isinstance(ran.exit, Done)
-        return ran.exit.value
+        assert isinstance(ran, Ran)
+        return value_of(ran)
 
     def mapping_changed(self, work: MappingChanged) -> int:
         return 0

@@ -23,6 +23,7 @@ from penumbra.actors.machine.coherence import (
 )
 from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.control import CONTROLS
+from penumbra.actors.machine.devices import Devices
 from penumbra.actors.machine.disk import DiskActor
 from penumbra.actors.machine.frames import FixedFrames, FrameKeeper, FramesOf
 from penumbra.actors.machine.ground import Place, frames_wanted, lay_out
@@ -71,6 +72,7 @@ from penumbra.guest.system import GuestSystem
 from penumbra.hw import operations as o
 from penumbra.hw.costs import CostProfile
 from penumbra.hw.cpu import PhysicalCpu
+from penumbra.hw.device_window import window_frames
 from penumbra.hw.disk import Disk
 from penumbra.hw.formats import FORMATS, PAGE_SHIFT
 from penumbra.hw.interrupts import NEVER, InterruptController
@@ -133,7 +135,7 @@ class Machine:
         ground = lay_out(config, scheme, self.hardware, place, seed)
         self.memory = MemoryManagement(
             self.ram, guest.n_frames, identity=not shadowed, seed=seed, backed=guest.backed,
-            frames=ground.frames, absent=ground.absent,
+            frames=ground.frames, absent=ground.absent, devices=window_frames(spec),
         )  # fmt: skip
         self.taps = taps(self.ram) if taps else None
         self.observer = Observer(config.vcpus, costs, self.taps)
@@ -143,6 +145,7 @@ class Machine:
         self.cpus = self.hardware.cpus
         self.interrupts = [InterruptController() for _ in range(config.vcpus)]
         self.actions = [ActionQueue() for _ in range(config.vcpus)]
+        self.devices = Devices(self)
         self.kernel_calls: KernelCalls | None = None
         self.disk = Disk(config.disk_mib << (20 - PAGE_SHIFT), config.disk_latency)
         self._disk: ActorRef[DiskOrder, DiskReply] | None = None
@@ -267,12 +270,14 @@ class Machine:
                 self.frames.separate(each)
             return False
         self._spins[vcpu_id] = hpa
-        self.ram.flags[hpa >> PAGE_SHIFT] |= FLAG_SPIN
+        if hpa >> PAGE_SHIFT < self.ram.n_frames:  # else nobody can ever write it
+            self.ram.flags[hpa >> PAGE_SHIFT] |= FLAG_SPIN
         return True
 
     def no_spin(self, vcpu_id: int) -> None:
         frame = self._spins.pop(vcpu_id) >> PAGE_SHIFT
-        if all(hpa >> PAGE_SHIFT != frame for hpa in self._spins.values()):
+        alone = all(hpa >> PAGE_SHIFT != frame for hpa in self._spins.values())
+        if alone and frame < self.ram.n_frames:
             self.ram.flags[frame] &= 0xFF ^ FLAG_SPIN
 
     def _flagged_store(self, hpa: int, size: int, old: int, new: int) -> None:
@@ -313,6 +318,9 @@ class Machine:
                 self.observer, self.frames,
             )  # fmt: skip
             self._disk = system.spawn(disk, f"{prefix}disk")
+        if self.taps is not None:
+            for gfn in self.memory.devices:
+                self.taps.device(gfn, gfn)
         for i, coherence in enumerate(coherences):
             registers, start = coherence.registers, boot.registers[i]
             registers.cr0, registers.cr4, registers.efer = start.cr0, start.cr4, start.efer
@@ -341,7 +349,7 @@ class Machine:
         if self.second_level:
             control = CONTROLS[self.config.control]
             return [
-                Nested(i, seat, self.second_level, control, self.observer)
+                Nested(i, seat, self.second_level, control, self.observer, self.spec, self.memory)
                 for i, seat in enumerate(seats)
             ], []
         if not self.submms:
@@ -378,6 +386,7 @@ class Machine:
                     submm.vcpu_id, submm.registers, producer, consumers, self.traces,
                     self.scheme.shadow == "per-privilege", CONTROLS[self.config.control],
                     self.observer, buffers, self.frames, shares=self.scheme.shadow == "shared",
+                    devices=self.memory.devices,
                 )
             )  # fmt: skip
         return [*self._monitors], producers
@@ -403,6 +412,7 @@ class Machine:
         """A VCPU runs on this CPU from now on: its streams, its hooks, its counters."""
         cpu.streams = self.streams
         cpu.on_flagged = self._flagged_store
+        cpu.attach_device(self.devices.ports[vcpu_id])
         cpu.load_second_level(self.second_level.root if self.second_level else 0)
         self.observer.sits_down(vcpu_id, cpu)
         cpu.on_used = cpu.on_block = None

@@ -169,7 +169,9 @@ CpuOrder: TypeAlias = Execute | Complete | LoadRoot | SetModes | Invalidate | Re
 
 
 class EmulateStore(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
-    """A permitted store that the hardware must not make: Fig. 11 from 830."""
+    """A permitted access that the hardware must not make: a store (Fig. 11 from 830), or any to a
+    device.
+    """
 
     work: Operation
     user: bool
@@ -177,7 +179,7 @@ class EmulateStore(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1
 
 
 class Stored(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
-    """The store is done and told; `drop` names the guest tables whose shadows should go."""
+    """The access is done and told; `drop` names the guest tables whose shadows should go."""
 
     ran: Ran
     drop: tuple[int, ...] = ()
@@ -211,7 +213,9 @@ class Repaired(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
 
 
 class StoreWanted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
-    """The access is a store the producer has to make."""
+    """The access is one the producer has to make: a store, or (`device`) any to a device."""
+
+    device: bool = False
 
 
 class DeviceStore(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):

@@ -39,6 +39,9 @@ class Taps(Protocol):
         -1: it is no RAM; -2: it is in no machine frame for now (before its content is lost).
         """
 
+    def device(self, gfn: int, pfn: int) -> None:
+        """Accesses to a guest frame are to a device, and said to be in `pfn`, where no RAM is."""
+
     def registers(self, vcpu: int, cr0: int, cr3: int, cr4: int, efer: int) -> None:
         """The guest's control registers at the start."""
 

@@ -173,7 +173,7 @@ def merge_summaries(
         whole[key] = {name: total[name] for name in sorted(total)}
     for key in ("vcpu", "processes"):
         whole[key] = [{"vm": vm, **row} for vm, part in enumerate(parts) for row in part[key]]
-    for key in ("matrix", "marks"):
+    for key in ("matrix", "marks", "printed"):
         whole[key] = [row for part in parts for row in part[key]]
     return whole
 

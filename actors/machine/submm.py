@@ -144,7 +144,7 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
             return FrameWanted(outcome.gfn, outcome.write)
         self._flush()
         if isinstance(outcome, Emulate):
-            return StoreWanted()
+            return StoreWanted(outcome.device)
         assert isinstance(outcome, Hidden)
         self._tlb.filled(message.gva, message.kind, message.user)
         self._observer.count(self._vcpu, "hidden_fault")
@@ -254,7 +254,10 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
         return DeviceStored()
 
     def _emulate(self, message: EmulateStore) -> ProducerReply:
-        """Make one indivisible step of a store. Source: A40 Fig. 11, steps 830-848."""
+        """Make one indivisible step of an access: a store, or any to a device (330).
+
+        Source: A40 Fig. 11, steps 830-848; ¶38.
+        """
         submm, observer, vcpu = self._submm, self._observer, self._vcpu
         accesses = self._cpu.cpu.next_accesses(message.work, message.at)
         if isinstance(message.work, Physical):
@@ -273,7 +276,9 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
         if unready is not None:
             return unready
         written = [
-            (gpa, n) for gpa, (_, n, kind) in zip(gpas, accesses, strict=True) if kind == WRITE
+            (gpa, n)
+            for gpa, (_, n, kind) in zip(gpas, accesses, strict=True)
+            if kind == WRITE and not self._at_device(gpa)
         ]
         hpas = tuple(self._reach(gpa) for gpa in gpas)
         keys = submm.begin_store(written)
@@ -281,14 +286,17 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
         for (gva, _, kind), hpa in zip(accesses, hpas, strict=True):
             if observer.taps is not None:
                 observer.taps.used(vcpu, gva, kind, message.user, hpa >> PAGE_SHIFT)
-        observer.count(vcpu, "emulated_store")
-        cause = observer.note(
-            vcpu,
-            EventKind.TRACED_STORE if keys else EventKind.EMULATED_STORE,
-            accesses[-1][0],
-            written[0][0],
-        )
-        self._tell(keys, cause)
+        if len(written) < sum(kind == WRITE for _, _, kind in accesses) or not written:
+            observer.note(vcpu, EventKind.DEVICE_ACCESS, accesses[-1][0], gpas[-1])
+        if written:
+            observer.count(vcpu, "emulated_store")
+            cause = observer.note(
+                vcpu,
+                EventKind.TRACED_STORE if keys else EventKind.EMULATED_STORE,
+                accesses[-1][0],
+                written[0][0],
+            )
+            self._tell(keys, cause)
         return Stored(ran, self._flooded(message, [gpa for gpa, _ in written]) if keys else ())
 
     def _unready(
@@ -302,10 +310,11 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
 
     def _physical(self, message: EmulateStore, gpa: int, n: int, kind: int) -> Stored | FrameWanted:
         """Make an access whose guest-physical address the guest names itself."""
-        unready = self._unready([gpa], [(gpa, n, kind)])
+        to_memory = kind == WRITE and not self._at_device(gpa)
+        unready = None if self._at_device(gpa) else self._unready([gpa], [(gpa, n, kind)])
         if unready is not None:
             return unready
-        keys = self._submm.begin_store([(gpa, n)] if kind == WRITE else [])
+        keys = self._submm.begin_store([(gpa, n)] if to_memory else [])
         ran = self._cpu.ask_nowait(
             Complete(message.work, message.user, message.at, (self._reach(gpa),))  # 831
         )
@@ -349,8 +358,14 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
                 ref.ask_nowait(Drain())
 
     def _reach(self, gpa: int) -> int:
+        """Return where the CPU makes an emulated access: RAM, the device's address, or nothing."""
+        if self._at_device(gpa):
+            return gpa
         hpa = self._memory.hpa(gpa)
         return self._memory.ram.n_frames << PAGE_SHIFT if hpa is None else hpa
+
+    def _at_device(self, gpa: int) -> bool:
+        return self._memory.is_device(gpa >> PAGE_SHIFT)
 
     def _shoot_down(self, key: tuple[int, int], consumers: int, cause: int) -> None:
         vcpu, observer = self._vcpu, self._observer

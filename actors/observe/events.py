@@ -57,6 +57,7 @@ class EventKind(IntEnum):
     FRAME_OUT = 28
     FRAME_MOVED = 29
     FRAME_SHARED = 30
+    DEVICE_ACCESS = 31
 
 
 COLUMNS: Final[dict[str, str]] = {

@@ -5,7 +5,7 @@ A shadow leaf has at most the guest's rights. It is writable only if the guest e
 frame lies in a machine frame of its own. What becomes of an entry that maps a traced table is for
 the detection policy to say: read-only, or marked. A guest entry with A=0 derives nothing: A is set
 when a translation is loaded, by the fill. Nor does one whose frame is in no machine frame: the fill
-brings it.
+brings it; nor one that maps a device: every access to it exits.
 
 Source: A40 Fig. 7, Fig. 8 steps 810-814; VTLB for A and D.
 """
@@ -52,7 +52,7 @@ def derive_leaf(
         return 0
     if entry & NX and (not spec.has_nx or not registers.efer & EFER_NXE):
         return 0
-    if entry & spec.levels[0].reserved:
+    if entry & spec.levels[0].reserved or memory.is_device(target):
         return 0
     pfn = memory.frame_view[target] if target < memory.n_guest_frames else NOWHERE
     if pfn == ABSENT:

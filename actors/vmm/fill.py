@@ -39,7 +39,13 @@ class Hidden:
 
 @dataclass(frozen=True)
 class Emulate:
-    """The store is permitted but must not be made by the hardware: the monitor does it."""
+    """The access is permitted but must not be made by the hardware: the monitor does it.
+
+    Attributes:
+        device: It is one to a device (A40 ¶38), not a store to a traced table.
+    """
+
+    device: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class BringFrame:
 
 
 Outcome: TypeAlias = Forward | Hidden | Emulate | PlaceTraces | MachineCheck | BringFrame
-_HIDDEN, _EMULATE = Hidden(), Emulate()
+_HIDDEN, _EMULATE, _DEVICE = Hidden(), Emulate(), Emulate(device=True)
 _IDENTITY = P | W | U | A | D
 
 
@@ -99,6 +105,8 @@ class Filler:
             return steps  # 804, or 812 first
         walker = self._walker
         target = walker.frame(gva)  # 808
+        if self._memory.is_device(target):
+            return _DEVICE
         writable = walker.rights & E_W
         emulate = kind == WRITE and (self._traces.emulates(target) or not writable)
         if not emulate and not self._memory.ready(target, kind == WRITE):
@@ -117,6 +125,8 @@ class Filler:
     def _fault_unpaged(self, gva: int, kind: int) -> Outcome:
         """Map an address to itself: with CR0.PG clear the guest has no table to derive from."""
         target = gva >> PAGE_SHIFT
+        if self._memory.is_device(target):
+            return _DEVICE
         if kind == WRITE and self._traces.emulates(target):
             return _EMULATE
         if not self._memory.ready(target, kind == WRITE):

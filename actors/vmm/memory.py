@@ -52,12 +52,14 @@ class MemoryManagement:
         backed: Sequence[int] | None = None,
         frames: Sequence[int] | None = None,
         absent: bool = False,
+        devices: range = range(0),
     ) -> None:
         """Back every guest frame, or those of `backed` alone (ascending; the rest is no RAM).
 
         Args:
             frames: The machine frames this VM and its monitor may use; None: all there are.
             absent: No guest frame has a machine frame yet; all `frames` are the monitor's.
+            devices: Guest frames that are device registers, above all others: never backed.
         """
         gfns = range(n_guest_frames) if backed is None else backed
         own = identity and backed is not None
@@ -66,6 +68,8 @@ class MemoryManagement:
         if not identity:
             random.Random(seed).shuffle(frames)
         self.ram = ram
+        self.devices = devices
+        assert not devices or devices.start >= max(n_guest_frames, ram.n_frames)
         self.frame_map = np.full(n_guest_frames, UNBACKED, np.int64)
         n_given = 0 if absent else len(gfns)
         self.frame_map[list(gfns)] = ABSENT if absent else frames[:n_given]
@@ -87,6 +91,10 @@ class MemoryManagement:
         if gfn >= len(self.frame_map) or self.frame_view[gfn] < 0:
             return None
         return (self.frame_view[gfn] << PAGE_SHIFT) | (gpa & 0xFFF)
+
+    def is_device(self, gfn: int) -> bool:
+        """Tell whether accesses to a guest frame are for an emulator, and never for memory."""
+        return gfn in self.devices
 
     def load(self, gpa: int, size: int) -> int:
         """Read guest-physical memory, absent or not; all ones where nothing is."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Protocol, TypeAlias
 
+from penumbra.actors.vmm.contents import Translation
 from penumbra.actors.vmm.fill import BringFrame, Forward, Outcome, PlaceTraces
 from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.walk import GuestRegisters
@@ -137,6 +138,10 @@ class SecondaryData(Protocol):
 
     def take_counts(self) -> dict[str, int]:
         """Return what else happened since the last call, by counter name."""
+        ...
+
+    def entries(self) -> list[Translation]:
+        """Return the translations this VCPU's CPU finds in what is derived for it (V1)."""
         ...
 
     def check(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from penumbra.actors.vmm.contents import Translation, translations
 from penumbra.actors.vmm.derive import derive_leaf
 from penumbra.actors.vmm.fill import BringFrame, Filler, Forward, Outcome, PlaceTraces
 from penumbra.actors.vmm.follow import Follower
@@ -338,6 +339,12 @@ class SubVmm:
         self.event_all()
         self._follower.drop_shadows()
         return True
+
+    def entries(self) -> list[Translation]:
+        """Return the translations of the shadow that hangs from the root in use."""
+        if self.space.root is None:
+            return []
+        return translations(self._spec, self._memory.ram, self.space.root.pfn << PAGE_SHIFT)
 
     def check(self) -> None:
         """Assert the class invariant and the shadow's own."""

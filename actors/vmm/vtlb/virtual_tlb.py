@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from penumbra.actors.vmm.contents import Translation, translations
 from penumbra.actors.vmm.fill import Forward, Outcome, PlaceTraces
 from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.secondary import Owed
@@ -302,6 +303,17 @@ class VirtualTlb:
 
     def take_applied(self) -> int:
         return 0
+
+    def entries(self) -> list[Translation]:
+        """Return the content of the virtual TLB this VCPU runs on: the user's, the supervisor's."""
+        state = self.state
+        user, supervisor = (
+            translations(
+                state.spec, state.memory.ram, h.address, "user" if h.user else "supervisor"
+            )
+            for h in state.pair.both
+        )
+        return user + supervisor
 
     def check(self) -> None:
         """Assert that the tables are what the books say, and no access can bypass its privilege."""
