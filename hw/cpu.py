@@ -67,6 +67,7 @@ _STORES: tuple[type, ...] = (
 )
 _CAUSES = {READ: 13, WRITE: 15, FETCH: 12}  # RISC-V's page faults
 _MASK64 = (1 << 64) - 1
+_IN_PAGE, _REFERENCES, _MARKED = PAGE_BYTES - 1, k.R_REFERENCES, k.R_MARKED
 _DONE = Done()
 _PRIVILEGED_EXIT = Privileged()
 _SYSTEM_CALL = SystemCall()
@@ -415,7 +416,35 @@ class PhysicalCpu:
         else:
             ram.store(hpa, size, value)
 
+    def _simple(self, work: o.Load | o.Store, kind: int, user: bool) -> int:
+        """Translate and count an access of one page, which nearly every one is.
+
+        Returns:
+            Its machine address; -1: a fault, -2: one for `_access`, -3: a full write buffer.
+        """
+        gva, size = work.gva, work.size
+        inside = gva & _IN_PAGE
+        if not 0 < size <= PAGE_BYTES - inside or gva & self._suspect or self.machine_checks:
+            return -2
+        pfn: int = self._translate(
+            *self._ram_args, self._reg_arg, self._tlb_arg, gva, kind, 1 if user else 0
+        )
+        if pfn < 0:
+            return -1
+        if self.on_used is not None:
+            self.on_used(gva, kind, user, pfn)
+        hpa, reg = pfn << PAGE_SHIFT | inside, self.reg
+        if kind == WRITE and reg[_MARKED] and not self._log([(hpa, size)]):
+            return -3
+        reg[_REFERENCES] += 1
+        return hpa
+
     def _load(self, work: o.Load, user: bool, at: int) -> Exit:
+        hpa = self._simple(work, READ, user)
+        if hpa >= 0:
+            return Done(self.ram.load(hpa, work.size))
+        if hpa == -1:
+            return self.fault(READ)
         parts = self._access(work.gva, work.size, READ, user)
         if not isinstance(parts, list):
             return parts
@@ -434,6 +463,12 @@ class PhysicalCpu:
             value >>= 8 * n
 
     def _store(self, work: o.Store, user: bool, at: int) -> Exit:
+        hpa = self._simple(work, WRITE, user)
+        if hpa >= 0:
+            self._put(hpa, work.size, work.value & ((1 << (8 * work.size)) - 1))
+            return _DONE
+        if hpa != -2:
+            return self.fault(WRITE) if hpa == -1 else BufferFull()
         parts = self._access(work.gva, work.size, WRITE, user)
         if not isinstance(parts, list):
             return parts

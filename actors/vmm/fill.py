@@ -10,7 +10,6 @@ Source: A40 Fig. 8, steps 800-816.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TypeAlias
 
 from penumbra.actors.vmm.derive import derive_leaf, link_rights
@@ -18,7 +17,7 @@ from penumbra.actors.vmm.follow import Follower
 from penumbra.actors.vmm.parts import UNPAGED, Parts
 from penumbra.actors.vmm.prefetch import Prefetch
 from penumbra.actors.vmm.resync import Resync
-from penumbra.actors.vmm.shadow import ShadowPage
+from penumbra.actors.vmm.shadow import Role, ShadowPage
 from penumbra.actors.vmm.walk import GuestWalker, Step
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, A, D, G, P, U, W
 from penumbra.hw.mmu_layout import E_W
@@ -122,28 +121,18 @@ class Filler:
 
     def _walk(self, gva: int, kind: int, user: bool) -> list[Step] | Forward | PlaceTraces:
         """Walk the guest with every table on the path traced and this VCPU registered first."""
-        walker, traces = self._walker, self._traces
+        walker, memory, width = self._walker, self._memory, self._spec.entry_bytes
         while True:
             if not walker.resolve(self._registers, gva, kind, user):
                 return Forward(walker.error)
             steps = walker.steps()
-            in_tables = [step for step in steps if step.gpa >= 0]
-            untraced = tuple(
-                step.gfn
-                for step in in_tables
-                if step.gfn not in traces and (step.level or not traces.is_lifted(step.gfn))
-            )
-            if untraced:
-                return PlaceTraces(tuple(untraced))  # 812
-            fresh = False
-            for step in in_tables:
-                fresh |= self._parts.register(step.gfn, step.place)
-                if step.level:
-                    traces.note_upper(step.gfn)
-            if not fresh:
+            fresh = self._traces.note_walk(steps, self._parts.sharer_bits)
+            if isinstance(fresh, tuple):
+                return PlaceTraces(fresh)  # 812
+            # Registered after the read: read again, or a change in between would be missed (EP4).
+            if all(memory.load(step.gpa, width) == step.entry for step in fresh):
                 self._shared.unsync.note_fill(self._vcpu_id, steps[-1].gfn)
                 return steps
-            # Registered after the read: read again, or a change in between would be missed (EP4).
 
     def guest_address(self, gva: int, kind: int, user: bool) -> int | Forward | PlaceTraces:
         """Translate for an emulated access, A and D set as the hardware would; return a gpa."""
@@ -160,11 +149,12 @@ class Filler:
         """Make the shadow path of `gva` equal to the guest's and install its leaf."""
         space, spec = self._space, self._spec
         self._parts.filling = frozenset([(step.gfn, step.place) for step in steps])
-        self._drain_detached(steps, gva)
+        roles = [self._parts.role(step.gfn, step.level, gva) for step in steps[1:]]
+        self._drain_detached(steps, roles)
         page = space.root
         assert page is not None, "no root is loaded"
-        for step, below in pairwise(steps):
-            child = self._parts.shadow(self._parts.role(below.gfn, below.level, gva))
+        for step, role in zip(steps, roles, strict=False):
+            child = self._parts.shadow(role)
             space.link(page, step.place, child, link_rights(spec, step.entry), gva)
             page = child
         leaf = steps[-1]
@@ -179,11 +169,10 @@ class Filler:
         if not leaf.level:
             self._prefetch.around(page, index)
 
-    def _drain_detached(self, steps: list[Step], gva: int) -> None:
+    def _drain_detached(self, steps: list[Step], roles: list[Role]) -> None:
         """Bring up to date what is about to be linked anew, all that hangs below it too (EP7)."""
         page, bases = self._space.root, set[int]()
-        for step, below in pairwise(steps):
-            role = self._parts.role(below.gfn, below.level, gva)
+        for step, role in zip(steps, roles, strict=False):
             linked = page.children.get(step.place) if page else None
             if linked is not None and linked.role == role:
                 page = linked

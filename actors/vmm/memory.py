@@ -58,20 +58,17 @@ class MemoryManagement:
         self.frame_map = np.full(n_guest_frames, UNBACKED, np.int64)
         self.frame_map[list(gfns)] = frames[: len(gfns)]
         self.frame_view = self.frame_map.data
+        self.n_guest_frames = n_guest_frames
         self.guest_of = dict(zip(frames, gfns, strict=False))
         self._free = frames[len(gfns) :]
         self._pool = tuple(self._free)
 
-    @property
-    def n_guest_frames(self) -> int:
-        return len(self.frame_map)
-
     def hpa(self, gpa: int) -> int | None:
         """Return the machine address behind a guest-physical one, or None where nothing is."""
         gfn = gpa >> PAGE_SHIFT
-        if gfn >= len(self.frame_map) or self.frame_view[gfn] == UNBACKED:
+        if gfn >= self.n_guest_frames or (pfn := self.frame_view[gfn]) == UNBACKED:
             return None
-        return (self.frame_view[gfn] << PAGE_SHIFT) | (gpa & 0xFFF)
+        return (pfn << PAGE_SHIFT) | (gpa & 0xFFF)
 
     def load(self, gpa: int, size: int) -> int:
         """Read guest-physical memory; all ones where nothing is."""

@@ -47,6 +47,7 @@ class Parts:
         filling: Guest entries that a fill under way is about to derive from: they stay registered,
             whatever is cleared on the way.
         sharers: The VCPUs that hear of what this one derives from: itself, or all of a company.
+        sharer_bits: The same as a bit set.
         counts: What has happened since the last `take_counts`, by counter name.
     """
 
@@ -58,20 +59,12 @@ class Parts:
         self.counts: Counter[str] = Counter()
         company, n_pages = shared.company, shared.scheme.options.shadow_pages
         self.sharers: Sequence[int] = (vcpu_id,) if company is None else range(shared.matrix.n)
+        self.sharer_bits = sum(1 << sharer for sharer in self.sharers)
         self.space = (
             ShadowSpace(shared.spec, shared.memory, n_pages, self._gone)
             if company is None
             else SharedShadowSpace(shared.spec, shared.memory, n_pages, self._gone, company)
         )
-
-    def register(self, gfn: int, index: int) -> bool:
-        """Note that this VCPU, and who shares its shadow, is about to derive from an entry.
-
-        Returns:
-            Whether that is news for one of them.
-        """
-        news = [self.shared.traces.register(gfn, index, vcpu_id) for vcpu_id in self.sharers]
-        return any(news)
 
     def _gone(self, gfn: int, index: int) -> None:
         if (gfn, index) in self.filling or self.space.derives_elsewhere(gfn, index):
