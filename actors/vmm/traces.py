@@ -110,7 +110,7 @@ class WriteTraces:
 
     def interested(self, gfn: int) -> int:
         """Return the bit set of VCPUs that derive from any entry of a table."""
-        return functools.reduce(int.__or__, self._tables[gfn].interest.values(), 0)
+        return functools.reduce(int.__or__, set(self._tables[gfn].interest.values()), 0)
 
     def note_shadow(self, gfn: int, vcpu_id: int, there: bool) -> bool:
         """Note whether a VCPU has a shadow page of a table; tell whether any VCPU has one."""
