@@ -67,6 +67,7 @@ _STORES: tuple[type, ...] = (
 )
 _CAUSES = {READ: 13, WRITE: 15, FETCH: 12}  # RISC-V's page faults
 _MASK64 = (1 << 64) - 1
+_FEW, _MANY = 4, 64  # addresses of INVLPG from which, and up to which, one call takes them all
 _IN_PAGE, _REFERENCES, _MARKED = PAGE_BYTES - 1, k.R_REFERENCES, k.R_MARKED
 _DONE = Done()
 _PRIVILEGED_EXIT = Privileged()
@@ -124,6 +125,8 @@ class PhysicalCpu:
         self._translate = functions.translate
         self._run_block = functions.run_block
         self._invlpg = functions.invlpg
+        self._invlpg_all = functions.invlpg_all
+        self._addresses = np.zeros(_MANY, np.int64)
         self._flush = functions.flush
         self._log_store = functions.log_store
         self._settle_log = functions.settle_log
@@ -290,6 +293,18 @@ class PhysicalCpu:
     def invlpg(self, gva: int) -> None:
         """INVLPG on this CPU."""
         self._invlpg(self._reg_arg, self._tlb_arg, _signed(gva))
+
+    def invlpg_all(self, gvas: Sequence[int]) -> None:
+        """INVLPG of each address: many at a time, for a call of compiled code has its price."""
+        if len(gvas) < _FEW or not self._compiled:
+            for gva in gvas:
+                self._invlpg(self._reg_arg, self._tlb_arg, _signed(gva))
+            return
+        at = self._addresses
+        for first in range(0, len(gvas), len(at)):
+            some = gvas[first : first + len(at)]
+            at[: len(some)] = [_signed(gva) for gva in some]
+            self._invlpg_all(self._reg_arg, self._tlb_arg, at, len(some))
 
     def let_software_manage(self) -> TlbPorts:
         """Walk no more: a miss traps (`TlbMiss`), and software fills the TLB through these ports.
@@ -736,3 +751,4 @@ def warm_up(spec: FormatSpec) -> None:
     cpu._settle_log(cpu._reg_arg)
     cpu._retire(cpu._reg_arg)
     cpu.invlpg(0)
+    cpu.invlpg_all(range(_FEW))

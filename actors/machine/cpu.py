@@ -64,8 +64,7 @@ class CpuActor(Actor[CpuOrder, Ran]):
         cpu = self._cpu
         if message.everything:
             cpu.flush_all()
-        for gva in message.gvas:
-            cpu.invlpg(gva)
+        cpu.invlpg_all(message.gvas)
         return _OK
 
     def _set_modes(self, message: SetModes) -> Ran:

@@ -17,7 +17,7 @@ from penumbra.actors.vmm.follow import Follower
 from penumbra.actors.vmm.parts import UNPAGED, Parts
 from penumbra.actors.vmm.prefetch import Prefetch
 from penumbra.actors.vmm.resync import Resync
-from penumbra.actors.vmm.shadow import Role, ShadowPage
+from penumbra.actors.vmm.shadow import NO_FRAGMENT, Role, ShadowPage
 from penumbra.actors.vmm.walk import GuestWalker, Step
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, A, D, G, P, U, W
 from penumbra.hw.mmu_layout import E_W
@@ -76,6 +76,7 @@ class Filler:
         self._traces = parts.shared.traces
         self._resync = resync
         self._prefetch = Prefetch(parts)
+        self._by_role = parts.shared.scheme.options.share_roles
         self._walker = GuestWalker(parts.shared.spec, parts.shared.memory)
 
     def fault(self, gva: int, kind: int, user: bool) -> Outcome:
@@ -148,8 +149,11 @@ class Filler:
     def _install(self, steps: list[Step], gva: int, target: int) -> None:
         """Make the shadow path of `gva` equal to the guest's and install its leaf."""
         space, spec = self._space, self._spec
-        self._parts.filling = frozenset([(step.gfn, step.place) for step in steps])
-        roles = [self._parts.role(step.gfn, step.level, gva) for step in steps[1:]]
+        self._parts.filling = steps
+        if self._by_role:
+            roles: list[Role] = [(step[3], step[0], NO_FRAGMENT) for step in steps[1:]]
+        else:
+            roles = [self._parts.role(step.gfn, step.level, gva) for step in steps[1:]]
         self._drain_detached(steps, roles)
         page = space.root
         assert page is not None, "no root is loaded"
@@ -165,7 +169,7 @@ class Filler:
             entry &= ~G
         value = derive_leaf(spec, entry, target, self._memory, self._traces, self._registers)
         space.set_leaf(page, index, value, target)
-        self._parts.filling = frozenset()
+        self._parts.filling = ()
         if not leaf.level:
             self._prefetch.around(page, index)
 

@@ -14,7 +14,7 @@ from penumbra.actors.vmm.shadow import NO_FRAGMENT, Role, ShadowPage, ShadowSpac
 from penumbra.actors.vmm.shared_shadow import Company, SharedShadowSpace
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.actors.vmm.unsync import UnsyncTables
-from penumbra.actors.vmm.walk import GuestRegisters
+from penumbra.actors.vmm.walk import GuestRegisters, Step
 from penumbra.hw.formats import FormatSpec
 
 # Stands for the table that a guest without paging does not have: every address is physical.
@@ -55,7 +55,7 @@ class Parts:
         self.vcpu_id = vcpu_id
         self.shared = shared
         self.registers = GuestRegisters()
-        self.filling: frozenset[tuple[int, int]] = frozenset()
+        self.filling: Sequence[Step] = ()
         self.counts: Counter[str] = Counter()
         company, n_pages = shared.company, shared.scheme.options.shadow_pages
         self.sharers: Sequence[int] = (vcpu_id,) if company is None else range(shared.matrix.n)
@@ -67,7 +67,9 @@ class Parts:
         )
 
     def _gone(self, gfn: int, index: int) -> None:
-        if (gfn, index) in self.filling or self.space.derives_elsewhere(gfn, index):
+        if any(step.gfn == gfn and step.place == index for step in self.filling):
+            return
+        if self.space.derives_elsewhere(gfn, index):
             return
         for vcpu_id in self.sharers:
             self.shared.traces.forget(gfn, index, vcpu_id)
@@ -100,7 +102,7 @@ class Parts:
         if self.shared.company is not None:
             self.space.take_emptied()
             return
-        filling = {gfn for gfn, _ in self.filling}
+        filling = {step.gfn for step in self.filling}
         for gfn in self.space.take_emptied():
             traces = self.shared.traces
             shadowed = bool(self.space.of_table(gfn))

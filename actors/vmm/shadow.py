@@ -268,10 +268,12 @@ class ShadowSpace:
 
     def link(self, page: ShadowPage, index: int, child: ShadowPage, rights: int, gva: int) -> None:
         """Let an upper entry point at `child`, with the guest entry's own rights bits."""
-        used = 0 if page.level == self._top_in_registers else rights | A
+        used = 0 if page.role[1] == self._top_in_registers else rights | A
         value = (child.pfn << PAGE_SHIFT) | used | P
         if page.children.get(index) is child:
-            if self.entry(page, index) | value & A != value:
+            width = self._entry_bytes
+            held = self._ram.load((page.pfn << PAGE_SHIFT) + index * width, width)
+            if held | value & A != value:
                 self._write(page, index, value)
                 self.flushes.append(FLUSH_ALL)
             return
