@@ -8,6 +8,7 @@ privileged work and delivers no fault: that is for whoever runs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -642,6 +643,8 @@ class PhysicalCpu:
         A monitor that emulates a store translates these itself and calls `complete`. A physical
         operation has a guest-physical address in the place of `gva`.
         """
+        if work.__class__ is o.Store and (at_once := self._in_one(work)):
+            return at_once
         if isinstance(work, _PHYSICAL):
             kind = READ if isinstance(work, o.LoadPhysical) else WRITE
             return [(work.gpa, work.size, kind)]
@@ -662,12 +665,22 @@ class PhysicalCpu:
             return parts
         raise TypeError(f"{type(work).__name__} makes no store to emulate")
 
+    def _in_one(self, work: Any) -> list[tuple[int, int, int]]:
+        """Return the one access of a store inside a page; nothing of one that crosses."""
+        gva, size = work.gva, work.size
+        return [(gva, size, WRITE)] if size <= PAGE_BYTES - (gva & _IN_PAGE) else []
+
     def complete(self, work: o.Operation, at: int, hpas: Sequence[int]) -> tuple[Done | None, int]:
         """Carry out the step of `next_accesses` at the given machine addresses.
 
         Returns:
             `Done` when the operation is complete, else None, and where it goes on.
         """
+        if work.__class__ is o.Store and len(hpas) == 1:
+            assert isinstance(work, o.Store)
+            self.reg[_REFERENCES] += 1
+            self._put(hpas[0], work.size, work.value & ((1 << (8 * work.size)) - 1))
+            return _DONE, at
         accesses = self.next_accesses(work, at)
         parts = [(hpa, n) for hpa, (_, n, _) in zip(hpas, accesses, strict=True)]
         if isinstance(work, o.Block):
