@@ -46,6 +46,7 @@ class Row:
         text: What is measured, and against what.
         reach: At least (`SPEED`), or at most (`TIME`); None: shown for orientation.
         stretch: A further reach, named in the table when it is met.
+        counts: Both sides are counts, not seconds.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Row:
     reach: float | None
     open: Opener
     stretch: float | None = None
+    counts: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import rows_messages
 import rows_patches
 import rows_processes
 import rows_runs
+import rows_schemes
 import rows_start
 from harness import Line
 
@@ -17,6 +18,7 @@ GROUPS: dict[str, tuple[Line, ...]] = {
     "processes": rows_processes.LINES,
     "engine": rows_engine.LINES,
     "exits": rows_exits.LINES,
+    "schemes": rows_schemes.LINES,
     "runs": rows_runs.LINES,
     "start": rows_start.LINES,
 }

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
-from harness import Kind, Line, Result, Summary
+from harness import Kind, Line, Result, Row, Summary
 
 from penumbra.actors.console.tables import Cell, Grid, Paper
 
@@ -65,6 +65,7 @@ def _row(result: Result) -> list[Cell]:
     if not result.ratios:
         return [line.name, "-", "", reach_text(line), (result.absent, "yellow"), "", "", line.text]
     low, high = result.quartiles
+    scale = 1.0 if isinstance(line, Row) and line.counts else 1e6
     sign = _SIGNS[result.reached]
     if result.reached and line.stretch is not None and _stretched(result):
         sign = ("stretched", "green")
@@ -74,8 +75,8 @@ def _row(result: Result) -> list[Cell]:
         f"{number(low)}..{number(high)}",
         reach_text(line),
         sign,
-        number(result.unit * 1e6) if result.unit else "",
-        number(result.yardstick * 1e6) if result.yardstick else "",
+        number(result.unit * scale) if result.unit else "",
+        number(result.yardstick * scale) if result.yardstick else "",
         line.text,
     ]
 
@@ -128,8 +129,9 @@ def _json_row(result: Result) -> dict[str, Any]:
         "range": [_short(min(result.ratios)), _short(max(result.ratios))],
         "pairs": [_short(ratio) for ratio in result.ratios],
     }
-    if not isinstance(line, Summary):
-        row |= {"seconds": _short(result.unit), "yardstick_seconds": _short(result.yardstick)}
+    if isinstance(line, Row):
+        unit = "count" if line.counts else "seconds"
+        row |= {unit: _short(result.unit), f"yardstick_{unit}": _short(result.yardstick)}
     return row
 
 

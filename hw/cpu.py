@@ -8,6 +8,7 @@ privileged work and delivers no fault: that is for whoever runs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +70,8 @@ _STORES: tuple[type, ...] = (
 )
 _CAUSES = {READ: 13, WRITE: 15, FETCH: 12}  # RISC-V's page faults
 _MASK64 = (1 << 64) - 1
+_FEW, _MANY = 4, 64  # addresses of INVLPG from which, and up to which, one call takes them all
+_IN_PAGE, _REFERENCES, _MARKED = PAGE_BYTES - 1, k.R_REFERENCES, k.R_MARKED
 _DONE = Done()
 _PRIVILEGED_EXIT = Privileged()
 _SPIN_REFUSED = GeneralProtection("a spin on a device register: only loads see it change")
@@ -131,6 +134,8 @@ class PhysicalCpu:
         self._translate = functions.translate
         self._run_block = functions.run_block
         self._invlpg = functions.invlpg
+        self._invlpg_all = functions.invlpg_all
+        self._addresses = np.zeros(_MANY, np.int64)
         self._flush = functions.flush
         self._log_store = functions.log_store
         self._settle_log = functions.settle_log
@@ -306,6 +311,18 @@ class PhysicalCpu:
         """INVLPG on this CPU."""
         self._invlpg(self._reg_arg, self._tlb_arg, _signed(gva))
 
+    def invlpg_all(self, gvas: Sequence[int]) -> None:
+        """INVLPG of each address: many at a time, for a call of compiled code has its price."""
+        if len(gvas) < _FEW or not self._compiled:
+            for gva in gvas:
+                self._invlpg(self._reg_arg, self._tlb_arg, _signed(gva))
+            return
+        at = self._addresses
+        for first in range(0, len(gvas), len(at)):
+            some = gvas[first : first + len(at)]
+            at[: len(some)] = [_signed(gva) for gva in some]
+            self._invlpg_all(self._reg_arg, self._tlb_arg, at, len(some))
+
     def let_software_manage(self) -> TlbPorts:
         """Walk no more: a miss traps (`TlbMiss`), and software fills the TLB through these ports.
 
@@ -461,7 +478,37 @@ class PhysicalCpu:
             return self.device.load(hpa, size, self._spent)
         return self.ram.load(hpa, size)
 
+    def _simple(self, work: o.Load | o.Store, kind: int, user: bool) -> int:
+        """Translate and count an access of one page, which nearly every one is.
+
+        Returns:
+            Its machine address; -1: a fault, -2: one for `_access`, -3: a full write buffer.
+        """
+        gva, size = work.gva, work.size
+        inside = gva & _IN_PAGE
+        if not 0 < size <= PAGE_BYTES - inside or gva & self._suspect or self.machine_checks:
+            return -2
+        pfn: int = self._translate(
+            *self._ram_args, self._reg_arg, self._tlb_arg, gva, kind, 1 if user else 0
+        )
+        if pfn < 0:
+            return -1
+        hpa, reg = pfn << PAGE_SHIFT | inside, self.reg
+        if hpa >= self._ram_end:
+            return -2
+        if self.on_used is not None:
+            self.on_used(gva, kind, user, pfn)
+        if kind == WRITE and reg[_MARKED] and not self._log([(hpa, size)]):
+            return -3
+        reg[_REFERENCES] += 1
+        return hpa
+
     def _load(self, work: o.Load, user: bool, at: int) -> Exit:
+        hpa = self._simple(work, READ, user)
+        if hpa >= 0:
+            return Done(self.ram.load(hpa, work.size))
+        if hpa == -1:
+            return self.fault(READ)
         parts = self._access(work.gva, work.size, READ, user)
         if not isinstance(parts, list):
             return parts
@@ -480,6 +527,12 @@ class PhysicalCpu:
             value >>= 8 * n
 
     def _store(self, work: o.Store, user: bool, at: int) -> Exit:
+        hpa = self._simple(work, WRITE, user)
+        if hpa >= 0:
+            self._put(hpa, work.size, work.value & ((1 << (8 * work.size)) - 1))
+            return _DONE
+        if hpa != -2:
+            return self.fault(WRITE) if hpa == -1 else BufferFull()
         parts = self._access(work.gva, work.size, WRITE, user)
         if not isinstance(parts, list):
             return parts
@@ -674,6 +727,8 @@ class PhysicalCpu:
         A monitor that emulates an access translates these itself and calls `complete`. A physical
         operation has a guest-physical address in the place of `gva`.
         """
+        if work.__class__ is o.Store and (at_once := self._in_one(work)):
+            return at_once
         if isinstance(work, _PHYSICAL):
             kind = READ if isinstance(work, o.LoadPhysical) else WRITE
             return [(work.gpa, work.size, kind)]
@@ -695,6 +750,11 @@ class PhysicalCpu:
             return parts
         raise TypeError(f"{type(work).__name__} makes no access to emulate")
 
+    def _in_one(self, work: Any) -> list[tuple[int, int, int]]:
+        """Return the one access of a store inside a page; nothing of one that crosses."""
+        gva, size = work.gva, work.size
+        return [(gva, size, WRITE)] if size <= PAGE_BYTES - (gva & _IN_PAGE) else []
+
     def complete(
         self, work: o.Operation, at: int, hpas: Sequence[int]
     ) -> tuple[Done | GeneralProtection | None, int]:
@@ -704,6 +764,11 @@ class PhysicalCpu:
             `Done` when the operation is complete, #GP if a device refuses it, else None, and where
             it goes on.
         """
+        if work.__class__ is o.Store and len(hpas) == 1 and hpas[0] < self._ram_end:
+            assert isinstance(work, o.Store)
+            self.reg[_REFERENCES] += 1
+            self._put(hpas[0], work.size, work.value & ((1 << (8 * work.size)) - 1))
+            return _DONE, at
         accesses = self.next_accesses(work, at)
         parts = [(hpa, n) for hpa, (_, n, _) in zip(hpas, accesses, strict=True)]
         refusal = self._refused_step(work, accesses[0][2], parts)
@@ -804,3 +869,4 @@ def warm_up(spec: FormatSpec) -> None:
     cpu._settle_log(cpu._reg_arg)
     cpu._retire(cpu._reg_arg)
     cpu.invlpg(0)
+    cpu.invlpg_all(range(_FEW))

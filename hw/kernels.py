@@ -711,6 +711,13 @@ def invlpg(reg, tlb, gva):
 
 
 @JIT
+def invlpg_all(reg, tlb, gvas, n):
+    """INVLPG of the first `n` addresses, one after the other."""
+    for i in range(n):
+        invlpg(reg, tlb, gvas[i])
+
+
+@JIT
 def flush(tlb, keep_global):
     """Drop everything; with `keep_global` the G entries stay (MOV CR3 under CR4.PGE)."""
     ways = tlb[TLB_WAYS]

@@ -356,9 +356,17 @@ class Consumer:
         present = len(left) + (len(copies) - n_known) // FIELDS
         if present > self._peaks[producer]:
             self._peaks[producer] = present
-        for at in range(0, len(copies), FIELDS):
-            k, base, offset, derived, source, usefulness = copies[at : at + FIELDS]
-            if at < n_known or covers is None or covers(base, offset):  # 868
+        fields = iter(copies)
+        slots = zip(fields, fields, fields, fields, fields, fields, strict=True)
+        if covers is None and not left and not order & _FREE_LAST:  # a CR3 load, nearly always
+            before = len(patches)
+            for k, base, offset, derived, source, usefulness in slots:
+                patches.append(Patch(base, offset, derived, source, usefulness, producer, k))
+                words[marks + k * stride] = 0  # 878
+            self._freed |= len(patches) > before
+            self._applied[producer] += len(patches) - before
+        for at, (k, base, offset, derived, source, usefulness) in enumerate(slots):
+            if at * FIELDS < n_known or covers is None or covers(base, offset):  # 868
                 patches.append(Patch(base, offset, derived, source, usefulness, producer, k))
                 self._applied[producer] += 1
             elif self._to_store:

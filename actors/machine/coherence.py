@@ -239,26 +239,26 @@ class Monitored:
         self._untrace_all(self._buffers.tell_all(self._vcpu))  # a fill may link what is behind
         while True:
             reply = self._ask(Repair(fault.gva, fault.kind, user))
-            if isinstance(reply, TracesWanted):
-                self._place(reply.gfns)
-            elif isinstance(reply, FrameWanted):
-                self._frames.want(reply.gfn, reply.write)
-            elif isinstance(reply, TruePageFault):
-                self.note_exit("true fault")
-                return reply
-            elif isinstance(reply, MachineChecked):
-                self.note_exit("machine check")
-                return reply
-            elif isinstance(reply, Repaired):
+            if type(reply) is Repaired:
                 self.note_exit("hidden fault")
                 return None
-            else:
-                assert isinstance(reply, StoreWanted)
+            if type(reply) is StoreWanted:
                 if reply.device:
                     self.note_exit("device")
                 else:
                     self._traced_store(user)
                 return self._emulate(work, user, fault.at)
+            if isinstance(reply, TruePageFault):
+                self.note_exit("true fault")
+                return reply
+            if isinstance(reply, MachineChecked):
+                self.note_exit("machine check")
+                return reply
+            if isinstance(reply, FrameWanted):
+                self._frames.want(reply.gfn, reply.write)
+                continue
+            assert isinstance(reply, TracesWanted)
+            self._place(reply.gfns)
 
     def tlb_miss(
         self, miss: TlbMiss, work: Operation, user: bool
@@ -279,7 +279,7 @@ class Monitored:
     def _ask(self, order: ConsumerOrder) -> ConsumerReply:
         """Ask this VCPU's consumer; CPUs that still walk what it freed flush at once."""
         reply = self._consumer.ask_nowait(order)
-        if isinstance(reply, Followed | Repaired) and reply.remote:
+        if (type(reply) is Repaired or type(reply) is Followed) and reply.remote:
             for i, consumer in enumerate(self._consumers):
                 if reply.remote >> i & 1:
                     self._observer.count(self._vcpu, "ipi")
@@ -289,7 +289,7 @@ class Monitored:
     def _emulate(self, work: Operation, user: bool, at: int) -> TruePageFault | Ran:
         while True:
             reply = self._producer.ask_nowait(EmulateStore(work, user, at))
-            if isinstance(reply, Stored):
+            if type(reply) is Stored:
                 for gfn in reply.drop:
                     self._untrace(gfn)
                 return reply.ran

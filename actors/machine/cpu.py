@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from penumbra.actors.machine.messages import (
     Complete,
     CpuOrder,
@@ -29,8 +32,12 @@ from penumbra.hw.operations import Block, Copy, Fill, Mark
 from penumbra.hw.ports import TlbPorts
 
 _OK = Ran(Done(), 0)
+# By class, because `isinstance` of a struct costs a call of its metaclass wherever it says no.
 # Why an operation stopped in its middle, to be made again from there.
-_RESTARTS = PageFault | TlbMiss | BufferFull
+_RESTARTS = frozenset({PageFault, TlbMiss, BufferFull})
+_SAYS_WHERE = _RESTARTS | {BudgetSpent}
+_NO_PROGRESS = _RESTARTS | {Spinning}
+_STRINGS = frozenset({Fill, Copy})
 
 
 class CpuActor(Actor[CpuOrder, Ran]):
@@ -40,37 +47,48 @@ class CpuActor(Actor[CpuOrder, Ran]):
         """Take a CPU, and the ports of its TLB if software manages it."""
         self._cpu = cpu
         self._ports = ports
+        self._orders: dict[type, Callable[[Any], Ran]] = {
+            Execute: self._execute,
+            Complete: self._complete,
+            LoadRoot: self._load_root,
+            SetModes: self._set_modes,
+            Invalidate: self._invalidate,
+            Refill: self._port,
+            Renew: self._port,
+        }
 
     def receive(self, message: CpuOrder) -> Ran:
-        if isinstance(message, Execute):
-            return self._execute(message)
-        cpu = self._cpu
-        if isinstance(message, Complete):
-            done, at = cpu.complete(message.work, message.at, message.hpas)
-            no_run = isinstance(done, GeneralProtection) and isinstance(message.work, Block)
-            spent = 0 if no_run else self._step(message)
-            return Ran(done or BudgetSpent(at), spent, at)
-        if isinstance(message, Refill | Renew):
-            return self._port(message)
-        refused = None
-        if isinstance(message, LoadRoot):
-            refused = cpu.load_root(message.hpa)
-        elif isinstance(message, Invalidate):
-            if message.everything:
-                cpu.flush_all()
-            for gva in message.gvas:
-                cpu.invlpg(gva)
-        elif isinstance(message, SetModes):
-            refused = cpu.set_modes(
-                wp=message.wp, pse=message.pse, pge=message.pge, nxe=message.nxe, pg=message.pg,
-                reload=message.reload,
-            )  # fmt: skip
-            if refused is None:
-                cpu.set_smep(message.smep)
-            reloaded = message.reload and cpu.spec.root_registers > 0
-            if refused is None and (message.flush or reloaded):
-                cpu.flush_all()
+        return self._orders[message.__class__](message)
+
+    def _complete(self, message: Complete) -> Ran:
+        done, at = self._cpu.complete(message.work, message.at, message.hpas)
+        no_run = isinstance(done, GeneralProtection) and isinstance(message.work, Block)
+        spent = 0 if no_run else self._step(message)
+        return Ran(done or BudgetSpent(at), spent, at)
+
+    def _load_root(self, message: LoadRoot) -> Ran:
+        refused = self._cpu.load_root(message.hpa)
         return _OK if refused is None else Ran(refused, 0)
+
+    def _invalidate(self, message: Invalidate) -> Ran:
+        cpu = self._cpu
+        if message.everything:
+            cpu.flush_all()
+        cpu.invlpg_all(message.gvas)
+        return _OK
+
+    def _set_modes(self, message: SetModes) -> Ran:
+        cpu = self._cpu
+        refused = cpu.set_modes(
+            wp=message.wp, pse=message.pse, pge=message.pge, nxe=message.nxe, pg=message.pg,
+            reload=message.reload,
+        )  # fmt: skip
+        if refused is not None:
+            return Ran(refused, 0)
+        cpu.set_smep(message.smep)
+        if message.flush or (message.reload and cpu.spec.root_registers > 0):
+            cpu.flush_all()
+        return _OK
 
     def _port(self, message: Refill | Renew) -> Ran:
         assert self._ports is not None, "the hardware manages this TLB"
@@ -87,19 +105,21 @@ class CpuActor(Actor[CpuOrder, Ran]):
 
     def _execute(self, message: Execute) -> Ran:
         cpu, work, at = self._cpu, message.work, message.at
-        if isinstance(work, Block):
+        kind = work.__class__
+        if kind is Block:
             cpu.reg[m.R_PROGRESS] = 0
             cpu.reg[m.R_LIMIT] = message.budget
-            stop = cpu.run(work, message.user, at)
+            stop: Any = cpu.run(work, message.user, at)
             spent = cpu.reg[m.R_PROGRESS]
         else:
             stop = cpu.run(work, message.user, at)
             spent = 1
-            if isinstance(work, Fill | Copy):
-                reached = stop.at if isinstance(stop, _RESTARTS) else work.n_bytes
+            if kind in _STRINGS:
+                assert isinstance(work, Fill | Copy)
+                reached = stop.at if stop.__class__ in _RESTARTS else work.n_bytes
                 spent = (reached - at) // 8
-            elif isinstance(stop, _RESTARTS | Spinning) or isinstance(work, Mark):
+            elif kind is Mark or stop.__class__ in _NO_PROGRESS:
                 spent = 0
-        if isinstance(stop, _RESTARTS | BudgetSpent):
+        if stop.__class__ in _SAYS_WHERE:
             at = stop.at
         return Ran(stop, spent, at)

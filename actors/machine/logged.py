@@ -49,6 +49,8 @@ class WriteBuffers:
 
     def tell_all(self, vcpu_id: int) -> list[int]:
         """Bring every CPU's log in, on behalf of a VCPU; return the guest tables to untrace."""
+        if not self._readers:
+            return []
         gone: list[int] = []
         for cpu_id in range(len(self._readers)):
             if cpu_id == vcpu_id or not self._own_only:

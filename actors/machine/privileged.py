@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from penumbra.actors.machine.coherence import Coherence
 from penumbra.actors.machine.observer import Observer
@@ -14,6 +14,10 @@ from penumbra.hw.interrupts import InterruptController
 
 if TYPE_CHECKING:
     from penumbra.actors.machine.vcpu import Board, VcpuActor
+
+
+# By class: `isinstance` of a struct costs a call of its metaclass wherever it says no.
+_PHYSICAL = frozenset(get_args(o.Physical))
 
 
 class PrivilegedWork:
@@ -36,42 +40,43 @@ class PrivilegedWork:
     def do(self, work: o.Operation) -> int | GeneralProtection | None:
         """Do one privileged operation and return its value, or why the CPU refuses it."""
         vcpu, coherence = self._vcpu, self._coherence
-        if isinstance(work, o.Invlpg):
+        if type(work) is o.Invlpg:
             self._event("invlpg", EventKind.INVLPG, work.gva)
             coherence.invlpg(work.gva)
             self._tell("INVLPG", work.gva)
-        elif isinstance(work, o.LoadControl):
+        elif type(work) is o.LoadControl:
             return self._load_control(work)
-        elif isinstance(work, o.LoadPhysical | o.StorePhysical | o.ExchangePhysical):
+        elif work.__class__ in _PHYSICAL:
+            assert isinstance(work, o.Physical)
             return coherence.physical(work)
-        elif isinstance(work, o.MappingChanged):
+        elif type(work) is o.MappingChanged:
             return coherence.mapping_changed(work)
-        elif isinstance(work, o.ReadControl):
+        elif type(work) is o.ReadControl:
             coherence.privileged("read control")
             return self._read_control(work.register)
-        elif isinstance(work, o.SetInterrupts):
+        elif type(work) is o.SetInterrupts:
             coherence.privileged("interrupt flag")
             return vcpu.set_interrupts(work.enabled)
-        elif isinstance(work, o.TrapReturn):
+        elif type(work) is o.TrapReturn:
             coherence.privileged("return")
             vcpu.interrupts_enabled = work.interrupts
-        elif isinstance(work, o.SendIpi):
+        elif type(work) is o.SendIpi:
             coherence.privileged("ipi")
             self._board.send_ipi(vcpu.vcpu_id, work.targets, work.vector, vcpu.progress)
-        elif isinstance(work, o.StartDma):
+        elif type(work) is o.StartDma:
             coherence.privileged("disk")
             return self._called(self._board.start_dma(vcpu.vcpu_id, work, vcpu.progress))
-        elif isinstance(work, o.FinishedDma):
+        elif type(work) is o.FinishedDma:
             coherence.privileged("disk")
             return self._called(self._board.finished_dma(vcpu.vcpu_id))
-        elif isinstance(work, o.ArmTimer):
+        elif type(work) is o.ArmTimer:
             coherence.privileged("timer")
             self._interrupts.arm_timer(vcpu.progress + work.after if work.after else None)
-        elif isinstance(work, o.SwitchThread):
+        elif type(work) is o.SwitchThread:
             self._observer.count(vcpu.vcpu_id, "thread_switch")
             self._observer.note(vcpu.vcpu_id, EventKind.THREAD_SWITCH, 0, work.thread)
             vcpu.switch_thread(work.thread)
-        elif isinstance(work, o.Halt):
+        elif type(work) is o.Halt:
             coherence.privileged("hlt")
             self._observer.note(vcpu.vcpu_id, EventKind.HALT)
             vcpu.halt()

@@ -10,6 +10,7 @@ Source: A40 Figs 5, 6, 11, 12; VMM-A to VMM-D, 396, 399.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, get_args
 
 from penumbra.actors.machine.logged import LogTeller
 from penumbra.actors.machine.messages import (
@@ -44,7 +45,6 @@ from penumbra.actors.machine.messages import (
     ShootDown,
     Stored,
     StoreWanted,
-    TellLogged,
     TracesWanted,
     TruePageFault,
 )
@@ -72,6 +72,7 @@ from penumbra.hw.operations import Fill, Physical
 from penumbra.hw.streams import WRITE
 
 _DEVICE_BYTES = 8
+_PHYSICAL = frozenset(get_args(Physical))
 ConsumerRef = ActorRef[ConsumerOrder, ConsumerReply]
 
 
@@ -97,39 +98,68 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         self._observer = observer
         self._vcpu = submm.vcpu_id
         self._others: list[ConsumerActor] = []
+        self._orders: dict[type, Callable[[Any], ConsumerReply]] = {
+            Repair: self._repair,
+            Missed: self._missed,
+            PageInvalidated: self._page_invalidated,
+            FaultDelivered: self._fault_delivered,
+            RootLoaded: self._load_root,
+            ModeLoaded: self._load_mode,
+            PrivilegeChanged: self._privilege_changed,
+            ShootDown: self._shoot_down,
+            Drain: self._drain,
+            RevokeWrite: self._revoke_write,
+            DropTable: self._drop_table,
+            ForgetAll: self._forget_all,
+            ForgetFrame: self._forget_frame,
+        }
 
     def receive(self, message: ConsumerOrder) -> ConsumerReply:
-        if isinstance(message, Repair):
-            return self._repair(message)
-        if isinstance(message, Missed):
-            inside = self._tlb.missed(message.gva, message.kind, message.user)
-            return Repaired() if inside else Followed()
-        if isinstance(message, PageInvalidated):
-            self._submm.event_invlpg(message.gva)
-        elif isinstance(message, FaultDelivered):
-            self._submm.registers.cr2 = message.gva
-            self._submm.event_fault(message.gva)
-        elif isinstance(message, RootLoaded):
-            return self._load_root(message.cr3)
-        elif isinstance(message, ModeLoaded):
-            return self._load_mode(message)
-        elif isinstance(message, PrivilegeChanged):
-            root = self._submm.privilege(message.user)
-            if root is not None:
-                self._cpu.ask_nowait(LoadRoot(root))
-        elif isinstance(message, ShootDown):
-            self._submm.shoot_down((message.base, message.offset))
-            self._observer.note(self._vcpu, EventKind.SHOOTDOWN, 0, message.base, message.offset)
-        elif isinstance(message, Drain):
-            self._submm.event_all()
-        elif isinstance(message, RevokeWrite):
-            self._submm.revoke_write(message.gfn)
-        elif isinstance(message, DropTable):
-            self._submm.drop_table(message.gfn)
-        elif isinstance(message, ForgetAll):
-            self._submm.forget_all()
-        elif isinstance(message, ForgetFrame):
-            self._submm.forget_frame(message.gfn)
+        order = self._orders.get(message.__class__)
+        return self._followed() if order is None else order(message)
+
+    def _missed(self, message: Missed) -> ConsumerReply:
+        inside = self._tlb.missed(message.gva, message.kind, message.user)
+        return Repaired() if inside else Followed()
+
+    def _page_invalidated(self, message: PageInvalidated) -> ConsumerReply:
+        self._submm.event_invlpg(message.gva)
+        return self._followed()
+
+    def _fault_delivered(self, message: FaultDelivered) -> ConsumerReply:
+        self._submm.registers.cr2 = message.gva
+        self._submm.event_fault(message.gva)
+        return self._followed()
+
+    def _privilege_changed(self, message: PrivilegeChanged) -> ConsumerReply:
+        root = self._submm.privilege(message.user)
+        if root is not None:
+            self._cpu.ask_nowait(LoadRoot(root))
+        return self._followed()
+
+    def _shoot_down(self, message: ShootDown) -> ConsumerReply:
+        self._submm.shoot_down((message.base, message.offset))
+        self._observer.note(self._vcpu, EventKind.SHOOTDOWN, 0, message.base, message.offset)
+        return self._followed()
+
+    def _drain(self, message: Drain) -> ConsumerReply:
+        self._submm.event_all()
+        return self._followed()
+
+    def _revoke_write(self, message: RevokeWrite) -> ConsumerReply:
+        self._submm.revoke_write(message.gfn)
+        return self._followed()
+
+    def _drop_table(self, message: DropTable) -> ConsumerReply:
+        self._submm.drop_table(message.gfn)
+        return self._followed()
+
+    def _forget_frame(self, message: ForgetFrame) -> ConsumerReply:
+        self._submm.forget_frame(message.gfn)
+        return self._followed()
+
+    def _forget_all(self, message: ForgetAll) -> ConsumerReply:
+        self._submm.forget_all()
         return self._followed()
 
     def _repair(self, message: Repair) -> ConsumerReply:
@@ -151,8 +181,8 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
         self._observer.note(self._vcpu, EventKind.HIDDEN_FAULT, message.gva, message.kind)
         return Repaired(self._submm.take_remote())
 
-    def _load_root(self, cr3: int) -> ConsumerReply:
-        root = self._submm.load_root(cr3)
+    def _load_root(self, message: RootLoaded) -> ConsumerReply:
+        root = self._submm.load_root(message.cr3)
         if isinstance(root, PlaceTraces):
             return TracesWanted(root.gfns)
         if isinstance(root, GeneralProtection):
@@ -190,8 +220,10 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
 
     def _flush_own(self) -> bool:
         """Let the CPU drop what has changed in the shadow, and load what it holds in registers."""
-        for name, n in self._submm.take_counts().items():
-            self._observer.count(self._vcpu, name, n)
+        counts = self._submm.take_counts()
+        if counts:
+            for name, n in counts.items():
+                self._observer.count(self._vcpu, name, n)
         reload = self._submm.take_reload()
         if reload is not None:
             self._cpu.ask_nowait(LoadRoot(reload))
@@ -229,12 +261,13 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
         self._vcpu = submm.vcpu_id
 
     def receive(self, message: ProducerOrder) -> ProducerReply:
+        if message.__class__ is EmulateStore:  # what nearly every message is
+            assert isinstance(message, EmulateStore)
+            return self._emulate(message)
         if isinstance(message, DeviceStore):
             return self._device_store(message)
-        if isinstance(message, TellLogged):
-            assert self._log is not None, "this VCPU's CPU has no guest write buffer"
-            return self._log.tell(self)
-        return self._emulate(message)
+        assert self._log is not None, "this VCPU's CPU has no guest write buffer"
+        return self._log.tell(self)
 
     def _device_store(self, message: DeviceStore) -> DeviceStored:
         """Make a device's stores to a traced table, one aligned word after the other.
@@ -260,7 +293,7 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
         """
         submm, observer, vcpu = self._submm, self._observer, self._vcpu
         accesses = self._cpu.cpu.next_accesses(message.work, message.at)
-        if isinstance(message.work, Physical):
+        if message.work.__class__ in _PHYSICAL:
             return self._physical(message, *accesses[0])
         gpas = []
         for gva, _, kind in accesses:
@@ -379,6 +412,9 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
     def _flooded(self, message: EmulateStore, gpas: list[int]) -> tuple[int, ...]:
         """Return the guest tables to untrace after this store: of two, if it crossed a page."""
         work, at = message.work, message.at
+        if len(gpas) == 1 and work.__class__ is not Fill:
+            gfn = gpas[0] >> PAGE_SHIFT
+            return (gfn,) if self._submm.flooded(gfn, False) else ()
         left = work.n_bytes - at if isinstance(work, Fill) else 0
         return tuple(
             gfn

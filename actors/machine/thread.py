@@ -9,6 +9,7 @@ from penumbra.actors.machine.messages import (
     EnterProtection,
     Issued,
     Panicked,
+    Resume,
     ThreadOrder,
     ThreadReply,
 )
@@ -28,7 +29,10 @@ class ThreadActor(Actor[ThreadOrder, ThreadReply]):
         thread, kernel = self._thread, self._kernel
         value = None
         try:
-            if isinstance(message, EnterFault):
+            if message.__class__ is Resume:  # what nearly every message is
+                assert isinstance(message, Resume)
+                value = message.value
+            elif isinstance(message, EnterFault):
                 handler = kernel.page_fault(
                     message.vcpu_id, thread.thread_id, message.gva, message.error
                 )
@@ -41,11 +45,10 @@ class ThreadActor(Actor[ThreadOrder, ThreadReply]):
                     message.vcpu_id, thread.thread_id, message.name, message.args
                 )
                 thread.trap(handler, None, interrupts=message.interrupts)
-            elif isinstance(message, EnterProtection):
+            else:
+                assert isinstance(message, EnterProtection)
                 handler = kernel.protection_fault(message.vcpu_id, thread.thread_id, message.reason)
                 thread.trap(handler, message.retry, interrupts=message.interrupts)
-            else:
-                value = message.value
             work = thread.next(value)
         except KernelPanic as panic:
             return Panicked(str(panic))

@@ -10,7 +10,6 @@ Source: A40 Fig. 8, steps 800-816.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TypeAlias
 
 from penumbra.actors.vmm.derive import derive_leaf, link_rights
@@ -18,7 +17,7 @@ from penumbra.actors.vmm.follow import Follower
 from penumbra.actors.vmm.parts import UNPAGED, Parts
 from penumbra.actors.vmm.prefetch import Prefetch
 from penumbra.actors.vmm.resync import Resync
-from penumbra.actors.vmm.shadow import ShadowPage
+from penumbra.actors.vmm.shadow import NO_FRAGMENT, Role, ShadowPage
 from penumbra.actors.vmm.walk import GuestWalker, Step
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, A, D, G, P, U, W
 from penumbra.hw.mmu_layout import E_W
@@ -91,6 +90,7 @@ class Filler:
         self._traces = parts.shared.traces
         self._resync = resync
         self._prefetch = Prefetch(parts)
+        self._by_role = parts.shared.scheme.options.share_roles
         self._walker = GuestWalker(parts.shared.spec, parts.shared.memory)
 
     def fault(self, gva: int, kind: int, user: bool) -> Outcome:
@@ -147,7 +147,7 @@ class Filler:
         self, gva: int, kind: int, user: bool
     ) -> list[Step] | Forward | PlaceTraces | BringFrame:
         """Walk the guest with every table on the path traced and this VCPU registered first."""
-        walker, traces = self._walker, self._traces
+        walker, memory, width = self._walker, self._memory, self._spec.entry_bytes
         while True:
             permitted = walker.resolve(self._registers, gva, kind, user)
             unready = walker.unready()
@@ -156,23 +156,13 @@ class Filler:
             if not permitted:
                 return Forward(walker.error)
             steps = walker.steps()
-            in_tables = [step for step in steps if step.gpa >= 0]
-            untraced = tuple(
-                step.gfn
-                for step in in_tables
-                if step.gfn not in traces and (step.level or not traces.is_lifted(step.gfn))
-            )
-            if untraced:
-                return PlaceTraces(tuple(untraced))  # 812
-            fresh = False
-            for step in in_tables:
-                fresh |= self._parts.register(step.gfn, step.place)
-                if step.level:
-                    traces.note_upper(step.gfn)
-            if not fresh:
+            fresh = self._traces.note_walk(steps, self._parts.sharer_bits)
+            if isinstance(fresh, tuple):
+                return PlaceTraces(fresh)  # 812
+            # Registered after the read: read again, or a change in between would be missed (EP4).
+            if all(memory.load(step.gpa, width) == step.entry for step in fresh):
                 self._shared.unsync.note_fill(self._vcpu_id, steps[-1].gfn)
                 return steps
-            # Registered after the read: read again, or a change in between would be missed (EP4).
 
     def guest_address(
         self, gva: int, kind: int, user: bool
@@ -190,12 +180,16 @@ class Filler:
     def _install(self, steps: list[Step], gva: int, target: int) -> None:
         """Make the shadow path of `gva` equal to the guest's and install its leaf."""
         space, spec = self._space, self._spec
-        self._parts.filling = frozenset([(step.gfn, step.place) for step in steps])
-        self._drain_detached(steps, gva)
+        self._parts.filling = steps
+        if self._by_role:
+            roles: list[Role] = [(step[3], step[0], NO_FRAGMENT) for step in steps[1:]]
+        else:
+            roles = [self._parts.role(step.gfn, step.level, gva) for step in steps[1:]]
+        self._drain_detached(steps, roles)
         page = space.root
         assert page is not None, "no root is loaded"
-        for step, below in pairwise(steps):
-            child = self._parts.shadow(self._parts.role(below.gfn, below.level, gva))
+        for step, role in zip(steps, roles, strict=False):
+            child = self._parts.shadow(role)
             space.link(page, step.place, child, link_rights(spec, step.entry), gva)
             page = child
         leaf = steps[-1]
@@ -206,15 +200,14 @@ class Filler:
             entry &= ~G
         value = derive_leaf(spec, entry, target, self._memory, self._traces, self._registers)
         space.set_leaf(page, index, value, target)
-        self._parts.filling = frozenset()
+        self._parts.filling = ()
         if not leaf.level:
             self._prefetch.around(page, index)
 
-    def _drain_detached(self, steps: list[Step], gva: int) -> None:
+    def _drain_detached(self, steps: list[Step], roles: list[Role]) -> None:
         """Bring up to date what is about to be linked anew, all that hangs below it too (EP7)."""
         page, bases = self._space.root, set[int]()
-        for step, below in pairwise(steps):
-            role = self._parts.role(below.gfn, below.level, gva)
+        for step, role in zip(steps, roles, strict=False):
             linked = page.children.get(step.place) if page else None
             if linked is not None and linked.role == role:
                 page = linked

@@ -14,6 +14,8 @@ from penumbra.actors.vmm.parts import Parts
 from penumbra.actors.vmm.shadow import FLUSH_ALL, NO_FRAGMENT, ShadowPage
 from penumbra.hw.formats import PAGE_SHIFT, PS, A, P
 
+_ALL_BUT_A = ((1 << 64) - 1) & ~A
+
 
 class Follower:
     """Applies patches to one VCPU's shadow."""
@@ -26,14 +28,17 @@ class Follower:
         self._spec = parts.shared.spec
         self._memory = parts.shared.memory
         self._traces = parts.shared.traces
+        self._updates = parts.shared.scheme.apply == "update"
+        self._usable = parts.shared.propagation.usable
+        self._frame_mask = parts.shared.spec.frame_mask
         self._n_applied = 0
 
     def follow(self, drained: Drained) -> None:
         """Make the shadow follow what was drained (872-876)."""
         if drained.drop_all:
             self.drop_shadows()
-        for patch in drained.patches:
-            self._apply(patch)
+        if drained.patches:
+            self._apply(drained.patches)
         self._shared.propagation.settle(self._vcpu_id)
 
     def drop_shadows(self) -> None:
@@ -52,18 +57,26 @@ class Follower:
         n, self._n_applied = self._n_applied, 0
         return n
 
-    def _apply(self, patch: Patch) -> None:
-        """Bring this VCPU's entries for one patch up to date (872-876)."""
-        gfn, index = patch.base >> PAGE_SHIFT, patch.offset // self._spec.entry_bytes
-        current = self._memory.load(patch.base | patch.offset, self._spec.entry_bytes)
-        self._n_applied += 1
-        for page in self._space.of_table(gfn):
-            if page.role[2] != NO_FRAGMENT:
+    def _apply(self, patches: list[Patch]) -> None:
+        """Bring this VCPU's entries for the patches of one event up to date (872-876)."""
+        width, load, of_table = self._spec.entry_bytes, self._memory.load, self._space.of_table
+        self._n_applied += len(patches)
+        base, pages = -1, list[ShadowPage]()
+        for patch in patches:
+            if patch.base != base:  # a page dropped since has no entries left
+                base = patch.base
+                pages = [
+                    page for page in of_table(base >> PAGE_SHIFT) if page.role[2] == NO_FRAGMENT
+                ]
+            if not pages:
                 continue
-            if index in page.children:
-                self._apply_upper(page, index, current)
-            elif index in page.live:
-                self._apply_leaf(page, index, current, patch)
+            index = patch.offset // width
+            current = load(base | patch.offset, width)
+            for page in pages:
+                if index in page.live:
+                    self._apply_leaf(page, index, current, patch)
+                elif index in page.children:
+                    self._apply_upper(page, index, current)
 
     def _apply_upper(self, page: ShadowPage, index: int, entry: int) -> None:
         child = page.children[index]
@@ -83,13 +96,12 @@ class Follower:
         return self._space.entry(page, index) & mask == link_rights(self._spec, entry)
 
     def _apply_leaf(self, page: ShadowPage, index: int, entry: int, patch: Patch) -> None:
-        value = 0
-        target = (entry & self._spec.frame_mask) >> PAGE_SHIFT
-        if self._shared.scheme.apply == "update":
-            mask = ((1 << 64) - 1) & ~A
-            if self._shared.propagation.usable(self._vcpu_id, patch, entry, mask):
+        value, frame_mask = 0, self._frame_mask
+        target = (entry & frame_mask) >> PAGE_SHIFT
+        if self._updates:
+            if self._usable(self._vcpu_id, patch, entry, _ALL_BUT_A):
                 value = patch.derived or 0
-                guests = self._memory.guests((value & self._spec.frame_mask) >> PAGE_SHIFT)
+                guests = self._memory.guests((value & frame_mask) >> PAGE_SHIFT)
                 if value and guests and target not in guests:
                     target = guests[0]
             elif self._shared.scheme.options.stale == "derive":

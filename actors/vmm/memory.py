@@ -74,6 +74,7 @@ class MemoryManagement:
         n_given = 0 if absent else len(gfns)
         self.frame_map[list(gfns)] = ABSENT if absent else frames[:n_given]
         self.frame_view = self.frame_map.data
+        self.n_guest_frames = n_guest_frames
         self.guest_of = dict(zip(frames[:n_given], gfns, strict=False))
         self._free = frames[n_given:]
         self._pool = tuple(self._free)
@@ -81,16 +82,12 @@ class MemoryManagement:
         self._sharers: dict[int, dict[int, None]] = {}  # by PPN, two guest frames or more
         self.n_unready = len(gfns) - n_given
 
-    @property
-    def n_guest_frames(self) -> int:
-        return len(self.frame_map)
-
     def hpa(self, gpa: int) -> int | None:
         """Return the machine address behind a guest-physical one, or None where nothing is."""
         gfn = gpa >> PAGE_SHIFT
-        if gfn >= len(self.frame_map) or self.frame_view[gfn] < 0:
+        if gfn >= self.n_guest_frames or (pfn := self.frame_view[gfn]) < 0:
             return None
-        return (self.frame_view[gfn] << PAGE_SHIFT) | (gpa & 0xFFF)
+        return (pfn << PAGE_SHIFT) | (gpa & 0xFFF)
 
     def is_device(self, gfn: int) -> bool:
         """Tell whether accesses to a guest frame are for an emulator, and never for memory."""

@@ -14,7 +14,7 @@ from penumbra.actors.vmm.shadow import NO_FRAGMENT, Role, ShadowPage, ShadowSpac
 from penumbra.actors.vmm.shared_shadow import Company, SharedShadowSpace
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.actors.vmm.unsync import UnsyncTables
-from penumbra.actors.vmm.walk import GuestRegisters
+from penumbra.actors.vmm.walk import GuestRegisters, Step
 from penumbra.hw.formats import FormatSpec
 
 # Stands for the table that a guest without paging does not have: every address is physical.
@@ -47,6 +47,7 @@ class Parts:
         filling: Guest entries that a fill under way is about to derive from: they stay registered,
             whatever is cleared on the way.
         sharers: The VCPUs that hear of what this one derives from: itself, or all of a company.
+        sharer_bits: The same as a bit set.
         counts: What has happened since the last `take_counts`, by counter name.
     """
 
@@ -54,10 +55,11 @@ class Parts:
         self.vcpu_id = vcpu_id
         self.shared = shared
         self.registers = GuestRegisters()
-        self.filling: frozenset[tuple[int, int]] = frozenset()
+        self.filling: Sequence[Step] = ()
         self.counts: Counter[str] = Counter()
         company, n_pages = shared.company, shared.scheme.options.shadow_pages
         self.sharers: Sequence[int] = (vcpu_id,) if company is None else range(shared.matrix.n)
+        self.sharer_bits = sum(1 << sharer for sharer in self.sharers)
         self.space = (
             ShadowSpace(shared.spec, shared.memory, n_pages, self.forget)
             if company is None
@@ -75,7 +77,9 @@ class Parts:
 
     def forget(self, gfn: int, index: int) -> None:
         """Note that nothing here derives from an entry any more, if that is so."""
-        if (gfn, index) in self.filling or self.space.derives_elsewhere(gfn, index):
+        if any(step.gfn == gfn and step.place == index for step in self.filling):
+            return
+        if self.space.derives_elsewhere(gfn, index):
             return
         for vcpu_id in self.sharers:
             self.shared.traces.forget(gfn, index, vcpu_id)
@@ -108,7 +112,7 @@ class Parts:
         if self.shared.company is not None:
             self.space.take_emptied()
             return
-        filling = {gfn for gfn, _ in self.filling}
+        filling = {step.gfn for step in self.filling}
         for gfn in self.space.take_emptied():
             traces = self.shared.traces
             shadowed = bool(self.space.of_table(gfn))

@@ -73,6 +73,8 @@ class ShadowSpace:
         self._spec = spec
         self._on_gone = on_gone  # (guest table gfn, index): nothing here derives from it any more
         self._memory = memory
+        self._ram = memory.ram
+        self._entry_bytes = spec.entry_bytes
         self._max_pages = max_pages
         self._pages: OrderedDict[Role, ShadowPage] = OrderedDict()
         self._by_table: dict[int, dict[Role, ShadowPage]] = {}
@@ -110,6 +112,11 @@ class ShadowSpace:
     def of_table(self, gfn: int) -> list[ShadowPage]:
         """Return every shadow page derived from a guest table, in order of creation."""
         return list(self._by_table.get(gfn, {}).values())
+
+    def is_leaf_table(self, gfn: int) -> bool:
+        """Tell whether shadow pages derive from a guest table, and all of them are of leaves."""
+        pages = self._by_table.get(gfn)
+        return bool(pages) and not any(role[1] for role in pages or ())
 
     def create(self, role: Role, *, low: bool = False) -> ShadowPage:
         """Make an empty shadow page; the least recently used one goes if memory is short.
@@ -165,11 +172,12 @@ class ShadowSpace:
 
     def entry_hpa(self, page: ShadowPage, index: int) -> int:
         """Return the machine address of an entry."""
-        return (page.pfn << PAGE_SHIFT) + index * self._spec.entry_bytes
+        return (page.pfn << PAGE_SHIFT) + index * self._entry_bytes
 
     def entry(self, page: ShadowPage, index: int) -> int:
         """Return an entry as the hardware reads it."""
-        return self._memory.ram.load(self.entry_hpa(page, index), self._spec.entry_bytes)
+        width = self._entry_bytes
+        return self._ram.load((page.pfn << PAGE_SHIFT) + index * width, width)
 
     def entries(self, page: ShadowPage) -> npt.NDArray[np.integer[Any]]:
         """Return a page's entries as a view of machine RAM."""
@@ -178,8 +186,10 @@ class ShadowSpace:
         return words[page.pfn * n : (page.pfn + 1) * n]
 
     def _write(self, page: ShadowPage, index: int, value: int) -> None:
-        self._memory.ram.store(self.entry_hpa(page, index), self._spec.entry_bytes, value)
-        self._reload |= page.level == self._top_in_registers
+        width = self._entry_bytes
+        self._ram.store((page.pfn << PAGE_SHIFT) + index * width, width, value)
+        if page.role[1] == self._top_in_registers:
+            self._reload = True
 
     def address(self, page: ShadowPage, index: int) -> int | None:
         """Return the first address an entry translates: FLUSH_ALL if several, None if none yet."""
@@ -205,16 +215,23 @@ class ShadowSpace:
             if child.role[2] != NO_FRAGMENT and not child.parents and child.role in self._pages:
                 self.drop(child)
             return True
-        gfn = page.live.pop(index, None)
-        if gfn is None:
+        if index not in page.live:
             return False
-        self._note_flush(page, index)
+        self._unmap(page, index)
+        self._write(page, index, 0)
+        return True
+
+    def _unmap(self, page: ShadowPage, index: int) -> None:
+        """Take a live leaf out of the books and note what its CPU must flush."""
+        gfn = page.live.pop(index)
+        base = page.va_base
+        if base is not None:
+            inside = index << self._spec.levels[page.role[1]].shift
+            self.flushes.append(base if base == FLUSH_ALL else base + inside)
         mappings = self._rmap[gfn]
         del mappings[page, index]
         if not mappings:
             del self._rmap[gfn]
-        self._write(page, index, 0)
-        return True
 
     def unlink_root(self, index: int) -> None:
         """Take a link out of the root at a load of the root, which flushes what it led to.
@@ -234,19 +251,29 @@ class ShadowSpace:
 
     def set_leaf(self, page: ShadowPage, index: int, value: int, gfn: int) -> None:
         """Install a leaf: `value` in hardware format maps the frame behind guest frame `gfn`."""
-        if self.entry(page, index) | A | D == value | A | D and page.live.get(index) == gfn:
+        held = page.live.get(index)
+        if held is None:
+            self._remove(page, index)
+        elif held == gfn and self.entry(page, index) | A | D == value | A | D:
             return
-        self._remove(page, index)
+        else:
+            self._unmap(page, index)
         page.live[index] = gfn
-        self._rmap.setdefault(gfn, {})[page, index] = None
+        mappings = self._rmap.get(gfn)
+        if mappings is None:
+            self._rmap[gfn] = {(page, index): None}
+        else:
+            mappings[page, index] = None
         self._write(page, index, value)
 
     def link(self, page: ShadowPage, index: int, child: ShadowPage, rights: int, gva: int) -> None:
         """Let an upper entry point at `child`, with the guest entry's own rights bits."""
-        used = 0 if page.level == self._top_in_registers else rights | A
+        used = 0 if page.role[1] == self._top_in_registers else rights | A
         value = (child.pfn << PAGE_SHIFT) | used | P
         if page.children.get(index) is child:
-            if self.entry(page, index) | value & A != value:
+            width = self._entry_bytes
+            held = self._ram.load((page.pfn << PAGE_SHIFT) + index * width, width)
+            if held | value & A != value:
                 self._write(page, index, value)
                 self.flushes.append(FLUSH_ALL)
             return

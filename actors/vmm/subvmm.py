@@ -10,6 +10,7 @@ Source: A40 Figs 6, 8, 11, 12.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from penumbra.actors.vmm.contents import Translation, translations
 from penumbra.actors.vmm.derive import derive_leaf
@@ -26,6 +27,8 @@ from penumbra.actors.vmm.walk import REGISTERS, registers_flush
 from penumbra.hw.control import reloads_top
 from penumbra.hw.exits import GeneralProtection
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, A, P, W
+
+_NOTHING_COUNTED: Final[dict[str, int]] = {}
 
 
 class SubVmm:
@@ -128,8 +131,7 @@ class SubVmm:
 
     def _derive_for_others(self, gfn: int, entry: int) -> int | None:
         """Derive a shadow leaf from the new entry if this table is used as a leaf table only."""
-        pages = self.space.of_table(gfn)
-        if not pages or any(page.level for page in pages) or not entry & P:
+        if not entry & P or not self.space.is_leaf_table(gfn):
             return None
         target = (entry & self._spec.frame_mask) >> PAGE_SHIFT
         return derive_leaf(self._spec, entry, target, self._memory, self._traces, self.registers)
@@ -263,9 +265,12 @@ class SubVmm:
 
     def take_counts(self) -> dict[str, int]:
         """Return what else has happened since the last call, by counter name."""
-        counts = dict(self._parts.counts)
-        self._parts.counts.clear()
-        return counts
+        counts = self._parts.counts
+        if not counts:
+            return _NOTHING_COUNTED
+        taken = dict(counts)
+        counts.clear()
+        return taken
 
     # ---- asked by other CPUs --------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from penumbra.actors.core import Matrix
 from penumbra.actors.vmm.detect import Detection, WriteProtect
+from penumbra.actors.vmm.walk import Step
 
 
 @dataclass
@@ -109,7 +110,7 @@ class WriteTraces:
 
     def interested(self, gfn: int) -> int:
         """Return the bit set of VCPUs that derive from any entry of a table."""
-        return functools.reduce(int.__or__, self._tables[gfn].interest.values(), 0)
+        return functools.reduce(int.__or__, set(self._tables[gfn].interest.values()), 0)
 
     def note_shadow(self, gfn: int, vcpu_id: int, there: bool) -> bool:
         """Note whether a VCPU has a shadow page of a table; tell whether any VCPU has one."""
@@ -136,6 +137,36 @@ class WriteTraces:
             return False
         table.interest[index] = told | bit
         return True
+
+    def note_walk(self, steps: list[Step], vcpus: int) -> list[Step] | tuple[int, ...]:
+        """Note that these VCPUs (a bit set) are about to derive from each entry a walk has read.
+
+        Returns:
+            The steps for which that is news to one of them; or, with nothing noted, the tables that
+            must be traced before (Fig. 8, 812).
+        """
+        tables, lifted = self._tables, self._lifted
+        untraced = [
+            gfn
+            for level, gpa, _, gfn, _ in steps
+            if gpa >= 0 and (gfn not in tables or (level and gfn in lifted))
+        ]
+        if untraced:
+            return tuple(untraced)
+        fresh = []
+        for step in steps:
+            level, gpa, _, gfn, place = step
+            if gpa < 0:
+                continue
+            table = tables[gfn]
+            table.stores = 0
+            told = table.interest.get(place, 0)
+            if told & vcpus != vcpus:
+                table.interest[place] = told | vcpus
+                fresh.append(step)
+            if level:
+                table.upper = True
+        return fresh
 
     def forget(self, gfn: int, index: int, vcpu_id: int) -> None:
         """Note that nothing of this VCPU derives from an entry any more."""

@@ -29,6 +29,7 @@ from penumbra.hw.streams import WRITE
 # A walk on every fault: names of this module are found faster than a module's.
 _LEVEL, _PATH, _ENTRY = m.R_LEVEL, m.R_PATH, m.R_ENTRY
 _IN_PAGE, _MASK64 = PAGE_BYTES - 1, (1 << 64) - 1
+_new_tuple = tuple.__new__  # a named tuple's own goes through a function of Python
 _ALL_RIGHTS = m.E_W | m.E_U | m.E_X
 # Stands for the table whose entries the guest's CPU holds in registers.
 REGISTERS = -3
@@ -95,6 +96,7 @@ class GuestWalker:
     def __init__(self, spec: FormatSpec, memory: MemoryManagement) -> None:
         self._spec = spec
         self._memory = memory
+        self._entry_shift = spec.entry_bytes.bit_length() - 1
         self._reg_array = np.zeros(m.REG_WORDS, np.int64)
         self.reg = self._reg_array.data
         self.reg[m.R_MAPPED] = 1
@@ -147,17 +149,20 @@ class GuestWalker:
 
     def steps(self) -> list[Step]:
         """Return the entries the last walk read, from the root down."""
-        reg, n_bytes = self.reg, self._spec.entry_bytes
+        reg, shift = self.reg, self._entry_shift
         steps = []
         for level in range(self._spec.top, reg[_LEVEL] - 1, -1):
             gpa = reg[_PATH + level]
-            place = (gpa & _IN_PAGE) // n_bytes
-            steps.append(Step(level, gpa, reg[_ENTRY + level] & _MASK64, gpa >> PAGE_SHIFT, place))
+            place = (gpa & _IN_PAGE) >> shift
+            entry = reg[_ENTRY + level] & _MASK64
+            steps.append(_new_tuple(Step, (level, gpa, entry, gpa >> PAGE_SHIFT, place)))
         return steps
 
     def frame(self, gva: int) -> int:
         """Return the guest frame the last successful walk maps `gva` to, large pages included."""
-        level = self.reg[m.R_LEVEL]
+        level = self.reg[_LEVEL]
+        if not level:
+            return (self.reg[_ENTRY] & self._spec.frame_mask) >> PAGE_SHIFT
         first: int = self._leaf_frame(self.reg[m.R_ENTRY + level], level)
         return first + ((gva >> PAGE_SHIFT) & ((1 << (self._spec.levels[level].shift - 12)) - 1))
 

@@ -19,9 +19,35 @@ from pathlib import Path
 import pytest
 from harness import Kind, Line, Result, Row, Sampler, Summary, Unavailable, measure, pair, sides
 from registry import all_lines
+from rows_schemes import SCHEMES
+from scheme_guest import N_CHANGED, SchemeRun, Size
 from table import as_json, chosen, number
 
+from penumbra.actors.vmm.schemes import PRESETS
+
 ROOT = Path(__file__).parents[2]
+
+# What may not grow, per scheme, event and size.
+GROWN = [
+    f"{scheme}-{event}-{what}"
+    for scheme in ("shootdown", "patch", "vtlb", "write-buffer", "out-of-sync", "nested")
+    for event, sizes in (
+        ("hidden", ("vcpus", "pages")),
+        ("store", ("vcpus", "pages")),
+        ("event", ("vcpus", "pages")),
+        ("switch", ("vcpus",)),
+    )
+    for what in sizes
+] + [
+    f"{scheme}-{event}-capacity"
+    for scheme in ("patch", "write-buffer")
+    for event in ("store", "event")
+] + [
+    "shootdown-store-told",
+    "patch-store-told",
+    "write-buffer-event-told",
+    "out-of-sync-store-told",
+]  # fmt: skip
 
 # The reach table, row by row: what is reached, and whether it is at least or at most that.
 REACHES = {
@@ -51,6 +77,8 @@ REACHES = {
     "exits/event-16": (Kind.TIME, 3.0),
     "exits/guest-fault": (Kind.TIME, 12.0),
     "runs/unaccounted": (Kind.TIME, 0.15),
+    "schemes/switcher-faults": (Kind.TIME, 0.1),
+    **{f"schemes/grown-{name}": (Kind.TIME, 1.3) for name in GROWN},
     "start/help": (Kind.TIME, 5.0),
     "start/first-reference": (Kind.TIME, 2.0),
 }
@@ -220,3 +248,39 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
     done = bench(*arguments)
     assert done.returncode == 2
     assert cause in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.shows("S1")
+@pytest.mark.parametrize("name", SCHEMES)
+def test_under_every_scheme_the_small_guest_does_what_its_rows_say(name: str) -> None:
+    """Every VCPU told derives, every store is seen as the scheme sees it, every event happens."""
+    size = Size(vcpus=3, pages=16, told=3, rounds=2)
+    run = SchemeRun(PRESETS[name], size)
+    counted = run.counted
+    assert set(run.seconds) == {"hidden", "load", "store", "event"}
+    n_stores = size.rounds * N_CHANGED
+    assert counted["cr3_load"] == size.rounds
+    if name == "nested":
+        assert counted.get("hidden_fault", 0) == 0
+        return
+    assert counted["hidden_fault"] >= size.pages * size.told
+    if name in ("shootdown", "patch"):
+        assert counted["emulated_store"] >= n_stores
+    if name == "shootdown":
+        assert counted["shootdown"] >= N_CHANGED * size.told
+    if name in ("patch", "write-buffer"):
+        assert counted["patch_applied"] >= n_stores
+    if name == "write-buffer":
+        assert counted["log_record"] >= size.rounds  # neighbours share one
+        assert counted.get("emulated_store", 0) == 0
+    if name == "out-of-sync":
+        assert counted["resync_entry"] >= n_stores
+
+
+def test_the_shadow_cache_saves_nine_of_ten_hidden_faults_of_processes_that_switch() -> None:
+    [row] = [line for line in all_lines() if line.name == "schemes/switcher-faults"]
+    [result] = measure([row], 1, quiet)
+    assert result.reached, result.ratios
+    table_row = as_json([result], {})["rows"][0]
+    assert table_row["count"] < table_row["yardstick_count"]
+    assert table_row["count"] == int(table_row["count"])
