@@ -185,7 +185,7 @@ class Host:
 
         def on_used(gva: int, kind: int, user: bool, pfn: int) -> None:
             if pfn < len(owner) and owner[pfn] != vm:
-                self._trespass(vm, pfn, owner[pfn])
+                self._trespass(vm, pfn, int(owner[pfn]))
             if used is not None:
                 used(gva, kind, user, pfn)
 
@@ -195,7 +195,7 @@ class Host:
             inside = frames[frames < len(owner)]
             foreign = inside[owner[inside] != vm]
             if len(foreign):
-                self._trespass(vm, int(foreign[0]), owner[foreign[0]])
+                self._trespass(vm, int(foreign[0]), int(owner[foreign[0]]))
             if block is not None:
                 block(sid, stream, start, frames)
 

@@ -65,7 +65,8 @@ def mutated(draw: st.DrawFn, document: Any) -> Any:
     """Put junk in the place of values, take some away, add some that nobody asked for."""
     document = deepcopy(document)
     for _ in range(draw(st.integers(1, 2))):
-        path = draw(st.sampled_from(places(document)[1:] or [()]))
+        paths: list[tuple[Any, ...]] = places(document)[1:] or [()]
+        path = draw(st.sampled_from(paths))
         if not path:
             return draw(JUNK)
         holder = document
