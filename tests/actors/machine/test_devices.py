@@ -189,6 +189,7 @@ def test_the_timer_fires_once_and_the_next_interrupt_waits_for_the_end_of_the_la
         await store(w.TIMER, 3000)
         left = await load(w.REMAINING)
         await store(w.TIMER, 0)  # disarmed in time
+        served = 0
         for _ in range(2):
             await store(w.TIMER, 200)
             served = await Syscall("device_interrupts", (DEVICE_TIMER_VECTOR,))
