@@ -7,6 +7,7 @@ changed, then CR3 is loaded, so that what has been derived has to follow or to g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import process_time
 
@@ -50,7 +51,7 @@ class Size:
 class _Guest(SmallGuest):
     """The small guest with a kernel thread, and a VCPU, more for each further VCPU."""
 
-    def __init__(self, program: GuestCoroutine, others: list[GuestCoroutine]) -> None:
+    def __init__(self, program: GuestCoroutine, others: Sequence[GuestCoroutine]) -> None:
         super().__init__(lambda: program)
         for i, other in enumerate(others, 1):
             self._threads[i] = GuestThread(i, other, user=False)

@@ -277,13 +277,14 @@ class PhysicalCpu:
         Siblings with one TLB may use each other's entries only if they would walk alike. What a
         walk from top-level registers finds depends on when they were loaded, so those siblings
         share none: their tag holds the CPU, too. It begins below the field of other formats, where
-        a 32-bit address's page number never reaches.
+        a 32-bit address's page number never reaches. Below a second level equal roots of two guests
+        are different tables: the tag is the CPU alone, whose root loads leave no older entries.
         """
         reg = self.reg
         if self.spec.root_registers:
             reg[k.R_TAG] = reg[k.R_ROOT] >> 5 << 32 | (self.cpu_id & 0xFF) << 24
             return
-        tag = reg[k.R_ROOT] >> PAGE_SHIFT & 0x7FFFFF
+        tag = self.cpu_id if reg[k.R_SECOND] else reg[k.R_ROOT] >> PAGE_SHIFT & 0x7FFFFF
         if self.spec.large_needs_pse and reg[k.R_PSE]:
             tag |= 1 << 22  # above any root of a format with 32-bit entries
         reg[k.R_TAG] = tag << k.TAG_SHIFT
@@ -300,6 +301,7 @@ class PhysicalCpu:
         Source: SDM vol. 3, 29.3 (EPT), 29.4.3.
         """
         self.reg[k.R_SECOND] = root
+        self._tag()
         self.reg[k.R_VIOLATION] = 0
         self.flush_all()
 
