@@ -37,12 +37,10 @@ def _foreign(hardware: Hardware, vm: int, guests: set[int], nested: bool) -> lis
     wide = nested or spec.entry_bytes == 8
     words = hardware.ram.array64 if wide else hardware.ram.array32
     mask = (1 << 52) - 1 if wide else (1 << 32) - 1
-    found = []
-    for table in tables:
-        per_frame = (1 << PAGE_SHIFT) // words.itemsize
-        entries = words[table * per_frame : (table + 1) * per_frame]
-        present = entries[(entries & P) != 0]
-        pfns = (present & mask) >> PAGE_SHIFT
-        inside = pfns[pfns < len(owner)].astype(np.int64)
-        found += [(table, int(pfn)) for pfn in inside[owner[inside] != vm]]
-    return found
+    tables_of_ram = words.reshape(-1, (1 << PAGE_SHIFT) // words.itemsize)
+    used = [table for table in tables if tables_of_ram[table].any()]
+    entries = tables_of_ram[used]
+    pfns = (entries & mask).astype(np.int64) >> PAGE_SHIFT
+    inside = ((entries & P) != 0) & (pfns < len(owner))
+    foreign = inside & (owner[np.where(inside, pfns, tables[0])] != vm)
+    return [(used[row], int(pfns[row, column])) for row, column in np.argwhere(foreign).tolist()]
