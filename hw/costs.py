@@ -58,6 +58,12 @@ class CostProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     kernel_call: Cycles = 800
     check_action_ipi: Cycles = 1000
     translated: Cycles = 1
+    host_page_in: Cycles = 100_000
+    host_page_out: Cycles = 100_000
+    host_zero_fill: Cycles = 1000
+    pages_shared: Cycles = 2000
+    pages_unshared: Cycles = 2000
+    frames_moved: Cycles = 2000
 
     def cost(self, counters: Mapping[str, int]) -> int:
         """Return the total of `counters` (names as the fields above; others cost nothing)."""

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from penumbra.hw import mmu_layout as k
 from penumbra.hw import operations as o
 from penumbra.hw.compiled import Kernels, kernels_for
+from penumbra.hw.device_window import DevicePort
+from penumbra.hw.device_window import refused as refused_by_window
 from penumbra.hw.exits import (
     BudgetSpent,
     BufferFull,
@@ -69,6 +71,8 @@ _CAUSES = {READ: 13, WRITE: 15, FETCH: 12}  # RISC-V's page faults
 _MASK64 = (1 << 64) - 1
 _DONE = Done()
 _PRIVILEGED_EXIT = Privileged()
+_SPIN_REFUSED = GeneralProtection("a spin on a device register: only loads see it change")
+_FETCH_REFUSED = GeneralProtection("an instruction fetch from the device window")
 _SYSTEM_CALL = SystemCall()
 
 
@@ -83,6 +87,7 @@ class PhysicalCpu:
         on_used: Called for each single access with (gva, kind, user, pfn), or None.
         on_flagged: Called after each store to a flagged frame with (hpa, size, old, new).
         write_buffer: The guest write buffer; without room for a record it marks nothing.
+        device: What answers at the page of device registers; None: nothing does.
         on_block: Called for each finished piece of a block with (stream id, stream, start, frames);
             `frames` is a view that the next piece overwrites.
     """
@@ -110,6 +115,9 @@ class PhysicalCpu:
         self.on_used: UsedHook | None = None
         self.on_flagged: FlaggedHook | None = None
         self.on_block: BlockHook | None = None
+        self.device: DevicePort | None = None
+        self._ram_end = ram.n_frames << PAGE_SHIFT
+        self._spent = 0  # progress of the operation under way before the access under way
         n_words = k.REG_WORDS + 2 * buffer.records
         self._reg_array = self.registers = np.zeros(n_words, np.int64)
         self.reg = self._reg_array.data
@@ -183,6 +191,12 @@ class PhysicalCpu:
         self._tag()
         return None
 
+    def attach_device(self, device: DevicePort | None) -> None:
+        """Let this answer at its frame from now on, which must lie beyond RAM."""
+        assert device is None or device.pfn >= self.ram.n_frames
+        self.device = device
+        self.reg[k.R_DEVICE] = device.pfn if device else 0
+
     def set_smep(self, smep: bool) -> None:
         """Set CR4.SMEP: whether a supervisor's fetch from a user page faults; flushes nothing.
 
@@ -242,6 +256,8 @@ class PhysicalCpu:
         """Load the registers that hold the top level, all or none."""
         if self.spec.root_registers and self.reg[k.R_SECOND]:
             root = self._second(self._ram_args[0], self._reg_arg, root, False)
+            if root < 0:  # no walk: what the second level lacks here reads as ones
+                self.reg[k.R_VIOLATION], root = 0, self._ram_end
         entries = [self.ram.load(root + 8 * i, 8) for i in range(self.spec.root_registers)]
         for i, entry in enumerate(entries):
             if self.spec.bad_root_entry(entry):
@@ -352,8 +368,26 @@ class PhysicalCpu:
         """Translate a whole single access and count it; return what `_parts` does."""
         parts = self._parts(gva, size, kind, user)
         if isinstance(parts, list):
+            if parts[0][0] >= self._ram_end or parts[-1][0] >= self._ram_end:
+                refusal = self._refusal(parts)
+                if refusal is not None:
+                    return refusal
             self.reg[k.R_REFERENCES] += len(parts)
         return parts
+
+    def _of_device(self, hpa: int) -> bool:
+        return self.device is not None and hpa >> PAGE_SHIFT == self.device.pfn
+
+    def _refusal(self, parts: Sequence[tuple[int, int]]) -> GeneralProtection | None:
+        """Refuse an access that is not one to RAM and not one to one device register."""
+        of_device = [(hpa, n) for hpa, n in parts if self._of_device(hpa)]
+        if not of_device:
+            return None
+        if len(parts) > 1:
+            return GeneralProtection("an access crosses into the device window")
+        hpa, n = of_device[0]
+        why = refused_by_window(hpa & (PAGE_BYTES - 1), n)
+        return None if why is None else GeneralProtection(why)
 
     def _parts(self, gva: int, size: int, kind: int, user: bool) -> list[tuple[int, int]] | Exit:
         """Translate all pages of an access before any byte moves; return (hpa, bytes) parts."""
@@ -371,12 +405,16 @@ class PhysicalCpu:
                 return GeneralProtection(str(error))
             if pfn < 0:
                 return self.fault(kind)
-            if self.machine_checks and pfn >= self.ram.n_frames:
+            if self.machine_checks and self._is_nowhere(pfn):
                 return MachineCheck(start, pfn << PAGE_SHIFT | start & (PAGE_BYTES - 1))
             parts.append(((pfn << PAGE_SHIFT) | (start & (PAGE_BYTES - 1)), n))
             if kind == WRITE and self.reg[k.R_MARKED]:
                 marked.append(parts[-1])
         return BufferFull() if marked and not self._log(marked) else parts
+
+    def _is_nowhere(self, pfn: int) -> bool:
+        """Tell whether a frame is neither RAM nor a device."""
+        return pfn >= self.ram.n_frames and pfn != self.reg[k.R_DEVICE]
 
     def _log(self, stores: list[tuple[int, int]]) -> bool:
         """Log all stores of an access, or none: False is a full buffer."""
@@ -412,8 +450,16 @@ class PhysicalCpu:
             old = ram.load(hpa, size)
             ram.store(hpa, size, value)
             self.on_flagged(hpa, size, old, value)
+        elif pfn >= ram.n_frames and self.device is not None and pfn == self.device.pfn:
+            self.device.store(hpa, size, value, self._spent)
         else:
             ram.store(hpa, size, value)
+
+    def _fetched(self, hpa: int, size: int) -> int:
+        """Load from RAM or from a device register."""
+        if hpa >= self._ram_end and self.device is not None and self._of_device(hpa):
+            return self.device.load(hpa, size, self._spent)
+        return self.ram.load(hpa, size)
 
     def _load(self, work: o.Load, user: bool, at: int) -> Exit:
         parts = self._access(work.gva, work.size, READ, user)
@@ -424,7 +470,7 @@ class PhysicalCpu:
     def _get(self, parts: list[tuple[int, int]]) -> int:
         value = shift = 0
         for hpa, n in parts:
-            value |= self.ram.load(hpa, n) << shift
+            value |= self._fetched(hpa, n) << shift
             shift += 8 * n
         return value
 
@@ -469,6 +515,8 @@ class PhysicalCpu:
         parts = self._access(work.gva, work.size, READ, user)
         if not isinstance(parts, list):
             return parts
+        if self._of_device(parts[0][0]):
+            return _SPIN_REFUSED
         value = self._get(parts)
         return Done(value) if value & work.mask == work.value else Spinning(parts[0][0])
 
@@ -478,6 +526,7 @@ class PhysicalCpu:
         if (work.gva | work.n_bytes) & 7:
             return GeneralProtection("unaligned fill")
         value = work.value & _MASK64
+        start = at
         while at < work.n_bytes:
             n = min(work.n_bytes - at, PAGE_BYTES - ((work.gva + at) & (PAGE_BYTES - 1)))
             parts = self._parts(work.gva + at, n, WRITE, user)
@@ -490,7 +539,9 @@ class PhysicalCpu:
                 self.ram.array64[hpa >> 3 : (hpa + n) >> 3] = _signed(value)
             else:
                 for offset in range(0, n, 8):
+                    self._spent = (at + offset - start) >> 3
                     self._put(hpa + offset, 8, value)
+                self._spent = 0
             at += n
         return _DONE
 
@@ -498,6 +549,7 @@ class PhysicalCpu:
         if (work.src | work.dst | work.n_bytes) & 7:
             return GeneralProtection("unaligned copy")
         page = PAGE_BYTES - 1
+        start = at
         while at < work.n_bytes:
             src, dst = work.src + at, work.dst + at
             n = min(work.n_bytes - at, PAGE_BYTES - (src & page), PAGE_BYTES - (dst & page))
@@ -514,7 +566,9 @@ class PhysicalCpu:
                 ram.array64[b >> 3 : (b + n) >> 3] = ram.array64[a >> 3 : (a + n) >> 3]
             else:
                 for offset in range(0, n, 8):
-                    self._put(b + offset, 8, ram.load(a + offset, 8))
+                    self._spent = (at + offset - start) >> 3
+                    self._put(b + offset, 8, self._fetched(a + offset, 8))
+                self._spent = 0
             at += n
         return _DONE
 
@@ -548,6 +602,11 @@ class PhysicalCpu:
                 at += 1
             elif reason in (k.REASON_BUFFER_FULL, k.REASON_WATCHED):
                 return BufferFull(at)
+            elif reason == k.REASON_DEVICE:
+                if int(runs[at]) & 3 == FETCH:
+                    return _FETCH_REFUSED
+                self._device_run(work.stream, stream, at)
+                at += 1
             elif reason == k.REASON_FAULT:
                 return self.fault(int(runs[at]) & 3, at)
             elif reason == k.REASON_BUDGET:
@@ -557,6 +616,7 @@ class PhysicalCpu:
 
     def _beyond(self, stream: AccessStream, start: int, stop: int) -> MachineCheck | None:
         """Return the machine check of the first run of a piece that used a frame beyond RAM."""
+        # Runs on a device are not among these.
         beyond = np.flatnonzero(self._used[: stop - start] >= self.ram.n_frames)
         if not len(beyond):
             return None
@@ -584,12 +644,34 @@ class PhysicalCpu:
             self.on_block(stream_id, stream, at, np.array([pfn], np.int64))
         return True
 
+    def _device_run(self, stream_id: int, stream: AccessStream, at: int) -> None:
+        """Do one run on the page of device registers: one access, as to RAM."""
+        run = int(stream.runs[at])
+        kind = run & 3
+        pfn = self.translate(int(stream.pages[run >> 40]) << PAGE_SHIFT, kind, True)
+        hpa = (pfn << PAGE_SHIFT) | ((run >> 2) & 0xFF8)
+        self._spent = self.reg[k.R_PROGRESS]
+        self._make_run(stream, at, hpa)
+        self._spent = 0
+        count = (run >> 14) & k.MAX_RUN_COUNT
+        self.reg[k.R_PROGRESS] += count
+        self.reg[k.R_REFERENCES] += count
+        if self.on_block is not None:
+            self.on_block(stream_id, stream, at, np.array([pfn], np.int64))
+
+    def _make_run(self, stream: AccessStream, at: int, hpa: int) -> None:
+        """Make the store of a run, or its load where that may have an effect."""
+        if int(stream.runs[at]) & 3 == WRITE:
+            self._put(hpa, 8, (stream.salt << 40) + at)
+        elif self._of_device(hpa):
+            self._fetched(hpa, 8)
+
     # ---- work done on somebody's behalf ---------------------------------------------------------
 
     def next_accesses(self, work: o.Operation, at: int) -> list[tuple[int, int, int]]:
         """Return what the next step of `work` touches, page by page: (gva, bytes, kind).
 
-        A monitor that emulates a store translates these itself and calls `complete`. A physical
+        A monitor that emulates an access translates these itself and calls `complete`. A physical
         operation has a guest-physical address in the place of `gva`.
         """
         if isinstance(work, _PHYSICAL):
@@ -604,28 +686,34 @@ class PhysicalCpu:
             return [(work.gva + at, 8, WRITE)]
         if isinstance(work, o.Copy):
             return [(work.src + at, 8, READ), (work.dst + at, 8, WRITE)]
-        if isinstance(work, _WHOLE_STORES):
+        if isinstance(work, _WHOLE_STORES | o.Load | o.SpinUntil):
+            kind = WRITE if isinstance(work, _WHOLE_STORES) else READ
             first = min(work.size, PAGE_BYTES - (work.gva & (PAGE_BYTES - 1)))
-            parts = [(work.gva, first, WRITE)]
+            parts = [(work.gva, first, kind)]
             if first < work.size:
-                parts.append(((work.gva + first) & self._gva_mask, work.size - first, WRITE))
+                parts.append(((work.gva + first) & self._gva_mask, work.size - first, kind))
             return parts
-        raise TypeError(f"{type(work).__name__} makes no store to emulate")
+        raise TypeError(f"{type(work).__name__} makes no access to emulate")
 
-    def complete(self, work: o.Operation, at: int, hpas: Sequence[int]) -> tuple[Done | None, int]:
+    def complete(
+        self, work: o.Operation, at: int, hpas: Sequence[int]
+    ) -> tuple[Done | GeneralProtection | None, int]:
         """Carry out the step of `next_accesses` at the given machine addresses.
 
         Returns:
-            `Done` when the operation is complete, else None, and where it goes on.
+            `Done` when the operation is complete, #GP if a device refuses it, else None, and where
+            it goes on.
         """
         accesses = self.next_accesses(work, at)
         parts = [(hpa, n) for hpa, (_, n, _) in zip(hpas, accesses, strict=True)]
+        refusal = self._refused_step(work, accesses[0][2], parts)
+        if refusal is not None:
+            return refusal, at
         if isinstance(work, o.Block):
             at = max(at, work.start)
             stream = self.streams[work.stream]
             run = int(stream.runs[at])
-            if run & 3 == WRITE:
-                self._put(parts[0][0], 8, (stream.salt << 40) + at)
+            self._make_run(stream, at, parts[0][0])
             self.reg[k.R_REFERENCES] += (run >> 14) & k.MAX_RUN_COUNT
             return (_DONE if at + 1 == work.stop else None), at + 1
         self.reg[k.R_REFERENCES] += len(parts)
@@ -633,20 +721,35 @@ class PhysicalCpu:
             if isinstance(work, o.Fill):
                 value = work.value & _MASK64
             else:
-                value = self.ram.load(parts[0][0], 8)
+                value = self._fetched(parts[0][0], 8)
             self._put(parts[-1][0], 8, value)
             return (_DONE if at + 8 >= work.n_bytes else None), at + 8
         old = 0
         if not isinstance(work, o.Store | o.StorePhysical):
             old = self._get(parts)
-        if isinstance(work, o.LoadPhysical):
+        if isinstance(work, o.Load | o.LoadPhysical):
             return Done(old), at
+        if isinstance(work, o.SpinUntil):
+            return (Done(old) if old & work.mask == work.value else None), at
         assert isinstance(work, _WHOLE_STORES | o.StorePhysical | o.ExchangePhysical)
         if isinstance(work, o.XorMemory):
             self._put_parts(parts, old ^ work.value)
         elif not isinstance(work, o.CompareExchange) or old == work.expected:
             self._put_parts(parts, work.value)
         return Done(old), at
+
+    def _refused_step(
+        self, work: o.Operation, kind: int, parts: Sequence[tuple[int, int]]
+    ) -> GeneralProtection | None:
+        """Refuse what the engines refuse at a device, in a step made on somebody's behalf."""
+        if all(hpa < self._ram_end for hpa, _ in parts):
+            return None
+        at_device = any(self._of_device(hpa) for hpa, _ in parts)
+        if at_device and kind == FETCH:
+            return _FETCH_REFUSED
+        if at_device and isinstance(work, o.SpinUntil):
+            return _SPIN_REFUSED
+        return None if isinstance(work, o.Fill | o.Copy) else self._refusal(parts)
 
     # ---- the rest -------------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ from penumbra.hw.mmu_layout import (
     MISS_NONE,
     MISS_RIGHTS,
     R_AD_WRITES,
+    R_DEVICE,
     R_ENTRY,
     R_FAULT_ERROR,
     R_FAULT_GVA,
@@ -91,6 +92,7 @@ from penumbra.hw.mmu_layout import (
     R_WP,
     REASON_BUDGET,
     REASON_BUFFER_FULL,
+    REASON_DEVICE,
     REASON_DONE,
     REASON_FAULT,
     REASON_WATCHED,
@@ -799,7 +801,11 @@ def run_block(ram64, ram32, flags, reg, tlb, pages, runs, used, start, stop, sal
                 reg[R_REASON] = REASON_FAULT
                 break
             marked = reg[R_MARKED]
-        if kind == 1 and pfn < n_frames:
+        if pfn >= n_frames:
+            if pfn == reg[R_DEVICE]:
+                reg[R_REASON] = REASON_DEVICE
+                break
+        elif kind == 1:
             if flags[pfn] != 0:
                 reg[R_REASON] = REASON_WATCHED
                 break

@@ -37,7 +37,8 @@ R_LOG_HEAD, R_LOG_LOST, R_LOG_DONE, R_LOST_DONE, R_LOG_TAIL = 58, 59, 60, 61, 62
 # Nested paging: machine address of the second-level table (0: none), reads of it, whether the last
 # leaf there was writable, and the guest-physical page it lacks | 1 (0: none).
 R_SECOND, R_SECOND_READS, R_SECOND_W, R_VIOLATION = 63, 64, 65, 66
-REG_WORDS = 67
+R_DEVICE = 67  # the frame that is a window of device registers (0: there is none)
+REG_WORDS = 68
 R_LOG = REG_WORDS  # the ring of records follows the registers: physical address, bytes
 
 # In R_FAULT_ERROR where software manages the TLB: it has no entry; one without D; one with too few
@@ -53,3 +54,4 @@ TAG_SHIFT, LEVEL_SHIFT = 36, 60
 VPN_MASK = (1 << TAG_SHIFT) - 1
 
 REASON_DONE, REASON_FAULT, REASON_WATCHED, REASON_BUDGET, REASON_BUFFER_FULL = 0, 1, 2, 3, 4
+REASON_DEVICE = 5  # the next run is on a page of device registers

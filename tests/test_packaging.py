@@ -112,6 +112,7 @@ def test_the_metadata_says_what_is_needed_and_what_is_run(wheel: Path) -> None:
     assert "The Penumbra authors" in files["LICENSE"]
 
 
+@pytest.mark.shows("K8")
 def test_the_installed_packages_import_from_where_they_are_installed(
     wheel: Path, tmp_path: Path
 ) -> None:

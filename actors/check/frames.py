@@ -11,6 +11,7 @@ from .paging import Format
 
 WATCHED = 1
 NO_FRAME = -1
+AWAY = -2
 _FRAME_SHIFT = 12
 _FRAME_BYTES = 1 << _FRAME_SHIFT
 
@@ -18,8 +19,9 @@ _FRAME_BYTES = 1 << _FRAME_SHIFT
 class Frames:
     """RAM as one guest sees it: by guest frames, in entries.
 
-    A guest frame without a machine frame reads as ones, as an address without memory does. Numbers
-    below NO_FRAME stand for what registers were loaded with (`hold`): read, never stored to.
+    A guest frame without a machine frame reads as ones, as an address without memory does; one that
+    is AWAY, in none for now, as what it held when it went. Numbers below NO_FRAME stand for what
+    registers were loaded with (`hold`): read, never stored to.
 
     Invariant: a machine frame's flag WATCHED is set exactly if a watched guest frame lies in it.
 
@@ -40,6 +42,9 @@ class Frames:
         self._n_frames = len(self._bytes) // _FRAME_BYTES
         self._pfns: dict[int, int] = {}
         self._guests: dict[int, list[int]] = {}
+        self._away: dict[int, npt.NDArray[np.unsignedinteger]] = {}
+        self._empty = np.zeros(self._per_frame, self._dtype)
+        self._devices: dict[int, int] = {}
         self._watched: set[int] = set()
         self._held: dict[int, tuple[int, ...]] = {}
         self._numbers: dict[tuple[int, ...], int] = {}
@@ -54,6 +59,10 @@ class Frames:
         """Tell whether a guest frame lies in a machine frame."""
         return gfn in self._pfns
 
+    def is_ram(self, gfn: int) -> bool:
+        """Tell whether a guest frame lies in a machine frame or is away."""
+        return gfn in self._pfns or gfn in self._away
+
     def pfn(self, gfn: int) -> int:
         """Return the machine frame of a guest frame, or NO_FRAME."""
         return self._pfns.get(gfn, NO_FRAME)
@@ -63,16 +72,32 @@ class Frames:
         return tuple(self._guests.get(pfn, ()))
 
     def serves(self, pfn: int, gfn: int) -> bool:
-        """Tell whether `pfn` is what an access to `gfn` must reach: without a grant, no RAM."""
-        granted = self._pfns.get(gfn)
-        return pfn == granted if granted is not None else not 0 <= pfn < self._n_frames
+        """Tell whether `pfn` is what an access to `gfn` must reach: without a grant, nothing."""
+        if gfn in self._away:
+            return False
+        granted = self._pfns.get(gfn, self._devices.get(gfn))
+        if granted is not None:
+            return pfn == granted
+        return not 0 <= pfn < self._n_frames and pfn not in self._devices.values()
+
+    def set_device(self, gfn: int, pfn: int) -> None:
+        """Note that a guest frame is a device, which answers as `pfn`, where no RAM is."""
+        assert gfn not in self._pfns and pfn >= self._n_frames
+        self._devices[gfn] = pfn
 
     def grant(self, gfn: int, pfn: int) -> int:
-        """Put a guest frame into a machine frame (a negative one takes it away).
+        """Put a guest frame into a machine frame; NO_FRAME: it is no RAM.
+
+        AWAY: it is RAM, its content is kept elsewhere; one never granted before is all zero.
 
         Returns:
             The machine frame it was in before, or NO_FRAME.
         """
+        if pfn == AWAY:
+            content = self.entries(gfn) if gfn in self._pfns else self._away.get(gfn, self._empty)
+            self._away[gfn] = content.copy() if content.any() else self._empty
+        else:
+            self._away.pop(gfn, None)
         before = self._pfns.pop(gfn, NO_FRAME)
         if before != NO_FRAME:
             self._guests[before].remove(gfn)
@@ -133,6 +158,8 @@ class Frames:
         """Return an entry of the table in a guest frame, as it is now."""
         pfn = self._pfns.get(gfn)
         if pfn is None:
+            if gfn in self._away:
+                return int(self._away[gfn][index])
             return self._held[gfn][index] if gfn in self._held else self._all_ones
         return self._entries[pfn * self._per_frame + index]
 
@@ -140,6 +167,8 @@ class Frames:
         """Return all entries of the table in a guest frame: a view of RAM, only to be read."""
         pfn = self._pfns.get(gfn)
         if pfn is None:
+            if gfn in self._away:
+                return self._away[gfn]
             held = self._held.get(gfn)
             return self._nothing if held is None else np.array(held, self._dtype)
         return np.frombuffer(self._bytes, self._dtype, self._per_frame, pfn * _FRAME_BYTES)

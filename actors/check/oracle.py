@@ -108,11 +108,18 @@ class Oracle:
     # Taps: the guest's memory and registers
 
     def grant(self, gfn: int, pfn: int) -> None:
-        """A guest frame lies in machine frame `pfn` from now on; negative: in none."""
+        """A guest frame lies in machine frame `pfn` from now on.
+
+        -1: in none, it is no RAM; -2: in none for now, and nobody can use it before it is.
+        """
         self._tables.now += 1
         before = self._tables.grant(gfn, pfn)
         if before != NO_FRAME:
             self._memory.forget_frame(before)
+
+    def device(self, gfn: int, pfn: int) -> None:
+        """A guest frame is a device: the one place for its accesses is `pfn`, beyond RAM."""
+        self._tables.frames.set_device(gfn, pfn)
 
     def registers(self, vcpu: int, cr0: int, cr3: int, cr4: int, efer: int) -> None:
         """A VCPU starts with these control registers and empty caches."""

@@ -158,7 +158,7 @@ class Tables:
         Returns:
             The machine frame it was in before, or NO_FRAME.
         """
-        first = not self.frames.is_granted(gfn)
+        first = not self.frames.is_ram(gfn)
         before = self.frames.grant(gfn, pfn)
         if first:
             for table in tuple(self._by_frame.get(gfn, ())):

@@ -220,6 +220,7 @@ class Monitored:
                 self._place(gpa.gfns)
             if isinstance(gpa, Forward):
                 return self._deliver(gva, gpa.error, kind)
+            assert isinstance(gpa, int), "no frame moves here"
             hpa = self._memory.hpa(gpa)
             hpas.append(NOWHERE << PAGE_SHIFT if hpa is None else hpa)
             if kind == WRITE:

@@ -9,7 +9,8 @@ import msgspec
 
 from penumbra.actors.check import Oracle
 from penumbra.actors.machine.config import MachineConfig
-from penumbra.actors.machine.machine import Machine, Place, frames_wanted
+from penumbra.actors.machine.ground import Place, frames_wanted
+from penumbra.actors.machine.machine import Machine
 from penumbra.actors.machine.observer import Taps
 from penumbra.actors.runtime import Chooser
 from penumbra.actors.vmm.schemes import Scheme
@@ -73,7 +74,7 @@ def build_machine(
     for problem in (
         machine.problem(),
         scheme.problem(),
-        scheme.machine_problem(machine.paging, machine.tlb),
+        scheme.machine_problem(machine.paging, machine.tlb, frames_move=machine.frames_move),
     ):
         if problem:
             raise ConfigurationError(problem)
@@ -112,6 +113,7 @@ def _guest_flush(machine: MachineConfig, scheme: Scheme) -> str:
 def summarise(machine: Machine, seed: int) -> dict[str, Any]:
     """Return the deterministic summary of a machine that has ended."""
     observer, config = machine.observer, machine.config
+    machine.devices.count()
     matrix = _matrix(machine)
     for producer, row in enumerate(matrix):
         for channel in row:
@@ -155,6 +157,7 @@ def summarise(machine: Machine, seed: int) -> dict[str, Any]:
             for record in sorted(machine.ledger.records.values(), key=lambda r: r.pid)
         ],
         "matrix": matrix,
+        "printed": machine.devices.printed(),
         "marks": [[what, list(args), text] for what, args, text in machine.ledger.marks[:1000]],
     }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from penumbra.actors.machine.control import Control
+from penumbra.actors.machine.frames import FramesOf
 from penumbra.actors.machine.logged import WriteBuffers
 from penumbra.actors.machine.messages import (
     Complete,
@@ -19,6 +20,7 @@ from penumbra.actors.machine.messages import (
     EmulateStore,
     FaultDelivered,
     Followed,
+    FrameWanted,
     Invalidate,
     LoadRoot,
     MachineChecked,
@@ -37,6 +39,7 @@ from penumbra.actors.machine.messages import (
     RootLoaded,
     SetModes,
     Stored,
+    StoreWanted,
     TablesFreed,
     TracesWanted,
     TruePageFault,
@@ -88,8 +91,8 @@ class Coherence(Protocol):
         """The guest loads CR0 or CR4; return why its CPU refuses, if it does."""
         ...
 
-    def physical(self, work: Physical) -> int:
-        """Do an access to guest-physical memory; return what was there, 0 for a plain store."""
+    def physical(self, work: Physical) -> int | GeneralProtection:
+        """Do an access at a guest-physical address; return what was there, 0 for a plain store."""
         ...
 
     def mapping_changed(self, work: MappingChanged) -> int:
@@ -123,6 +126,12 @@ def hardware_modes(
         reload,
         smep=bool(registers.cr4 & CR4_SMEP),
     )
+
+
+def value_of(ran: Ran) -> int | GeneralProtection:
+    """Return what an operation that is over has read, or why it was refused."""
+    assert isinstance(ran.exit, Done | GeneralProtection)
+    return ran.exit.value if isinstance(ran.exit, Done) else ran.exit
 
 
 class BareHardware:
@@ -172,10 +181,8 @@ class BareHardware:
             return ran.exit
         return None
 
-    def physical(self, work: Physical) -> int:
-        ran = self._cpu.ask_nowait(Complete(work, False, 0, (work.gpa,)))
-        assert isinstance(ran.exit, Done)
-        return ran.exit.value
+    def physical(self, work: Physical) -> int | GeneralProtection:
+        return value_of(self._cpu.ask_nowait(Complete(work, False, 0, (work.gpa,))))
 
     def mapping_changed(self, work: MappingChanged) -> int:
         return 0
@@ -207,10 +214,13 @@ class Monitored:
         control: Control,
         observer: Observer,
         buffers: WriteBuffers,
+        frames: FramesOf,
         *,
         shares: bool = False,
+        devices: range = range(0),
     ) -> None:
         self.registers = registers
+        self._frames = frames
         self._vcpu = vcpu_id
         self._producer = producer
         self._consumers = consumers
@@ -219,6 +229,7 @@ class Monitored:
         self._per_privilege = per_privilege
         self._control = control
         self._shares = shares
+        self._devices = devices
         self._observer = observer
         self._buffers = buffers
 
@@ -230,6 +241,8 @@ class Monitored:
             reply = self._ask(Repair(fault.gva, fault.kind, user))
             if isinstance(reply, TracesWanted):
                 self._place(reply.gfns)
+            elif isinstance(reply, FrameWanted):
+                self._frames.want(reply.gfn, reply.write)
             elif isinstance(reply, TruePageFault):
                 self.note_exit("true fault")
                 return reply
@@ -240,7 +253,11 @@ class Monitored:
                 self.note_exit("hidden fault")
                 return None
             else:
-                self._traced_store(user)
+                assert isinstance(reply, StoreWanted)
+                if reply.device:
+                    self.note_exit("device")
+                else:
+                    self._traced_store(user)
                 return self._emulate(work, user, fault.at)
 
     def tlb_miss(
@@ -278,6 +295,9 @@ class Monitored:
                 return reply.ran
             if isinstance(reply, TruePageFault):
                 return reply
+            if isinstance(reply, FrameWanted):
+                self._frames.want(reply.gfn, reply.write)
+                continue
             assert isinstance(reply, TracesWanted)
             self._place(reply.gfns)
 
@@ -293,6 +313,7 @@ class Monitored:
         for gfn in gfns:
             if gfn in self._traces:
                 continue
+            self._frames.separate(gfn)
             self._traces.place(gfn)
             self._observer.count(self._vcpu, "trace_placed")
             self._observer.note(self._vcpu, EventKind.TRACE_PLACED, 0, gfn)
@@ -344,12 +365,15 @@ class Monitored:
             self._ask(PrivilegeChanged(False))
         return None
 
-    def physical(self, work: Physical) -> int:
-        if work.gpa >> PAGE_SHIFT in self._traces and not isinstance(work, LoadPhysical):
+    def physical(self, work: Physical) -> int | GeneralProtection:
+        gfn = work.gpa >> PAGE_SHIFT
+        if gfn in self._devices:
+            self.note_exit("device")
+        elif gfn in self._traces and not isinstance(work, LoadPhysical):
             self._traced_store(user=False)
         ran = self._emulate(work, False, 0)
-        assert isinstance(ran, Ran) and isinstance(ran.exit, Done)
-        return ran.exit.value
+        assert isinstance(ran, Ran)
+        return value_of(ran)
 
     def mapping_changed(self, work: MappingChanged) -> int:
         return 0

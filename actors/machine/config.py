@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from penumbra.actors.machine.control import ControlName
+from penumbra.actors.vmm.residents import least_host_frames
 from penumbra.guest.kernel import GUEST_BUGS
 from penumbra.hw.formats import FORMATS
 from penumbra.hw.tlb import TlbGeometry
@@ -17,6 +18,7 @@ from penumbra.hw.tlb import TlbGeometry
 _NOT_NEGATIVE = (
     "ipi_latency", "ram_mib", "pool_mib", "disk_mib", "disk_latency", "user_frames",
     "max_progress", "skew", "applications", "application_work",
+    "host_frames", "host_moves", "share_pages",
 )  # fmt: skip
 
 
@@ -54,6 +56,12 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         applications: Worlds beside the VMs that only compute, each for `application_work` progress.
         max_progress: Progress of one VCPU at which the machine ends by name; 0 takes ten times the
             workload's recorded references plus 20 million.
+        host_frames: Machine frames for guest memory under a monitor, from each VM into the pool
+            that all of them take from; the kernel swaps what does not fit. 0: all the guest has.
+        host_moves: Progress after which the monitor moves a guest frame that is in use to another
+            machine frame; 0 never. A test of whatever maps it.
+        share_pages: Progress after which the monitor looks for guest frames of equal content and
+            lets them share one machine frame until one of them is written; 0 never.
         guest_bugs: Bugs the guest kernel is to have (`penumbra list faults`).
         spurious_faults: Deliver the fault of a cached entry with fewer rights without a new walk.
     """
@@ -85,7 +93,15 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     form: Literal["kernel", "hosted"] = "kernel"
     applications: int = 0
     application_work: int = 1_000_000
+    host_frames: int = 0
+    host_moves: int = 0
+    share_pages: int = 0
     guest_bugs: tuple[str, ...] = ()
+
+    @property
+    def frames_move(self) -> bool:
+        """Whether the machine frame behind a guest frame may be another later."""
+        return bool(self.host_frames or self.host_moves or self.share_pages)
 
     def problem(self) -> str | None:
         """Say in one line what cannot be built, naming the field; None if nothing."""
@@ -103,6 +119,8 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 return f"machine.{name} is {getattr(self, name)}: must not be negative"
+        if 0 < self.host_frames < (least := least_host_frames(self.vcpus)):
+            return f"machine.host_frames is {self.host_frames}: must be 0 or at least {least}"
         if self.disk_mib > 16384:
             return f"machine.disk_mib is {self.disk_mib}: at most 16384"
         if self.ram_mib > 16384:

@@ -16,7 +16,15 @@ from penumbra.actors.machine.messages import (
 from penumbra.actors.runtime import Actor
 from penumbra.hw import mmu_layout as m
 from penumbra.hw.cpu import PhysicalCpu
-from penumbra.hw.exits import BudgetSpent, BufferFull, Done, PageFault, Spinning, TlbMiss
+from penumbra.hw.exits import (
+    BudgetSpent,
+    BufferFull,
+    Done,
+    GeneralProtection,
+    PageFault,
+    Spinning,
+    TlbMiss,
+)
 from penumbra.hw.operations import Block, Copy, Fill, Mark
 from penumbra.hw.ports import TlbPorts
 
@@ -39,7 +47,9 @@ class CpuActor(Actor[CpuOrder, Ran]):
         cpu = self._cpu
         if isinstance(message, Complete):
             done, at = cpu.complete(message.work, message.at, message.hpas)
-            return Ran(done or BudgetSpent(at), self._step(message), at)
+            no_run = isinstance(done, GeneralProtection) and isinstance(message.work, Block)
+            spent = 0 if no_run else self._step(message)
+            return Ran(done or BudgetSpent(at), spent, at)
         if isinstance(message, Refill | Renew):
             return self._port(message)
         refused = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from penumbra.actors.machine.coherence import ProducerRef
+from penumbra.actors.machine.frames import FramesOf
 from penumbra.actors.machine.messages import (
     CarryOut,
     DeviceStore,
@@ -50,8 +51,10 @@ class DiskActor(Actor[DiskOrder, DiskReply]):
         traces: WriteTraces | None,
         interrupt: Callable[[int, int, int], None],
         observer: Observer,
+        frames: FramesOf,
     ) -> None:
         self._disk = disk
+        self._frames = frames
         self._memory = memory
         self._store_word = store
         self._producers = producers
@@ -86,9 +89,12 @@ class DiskActor(Actor[DiskOrder, DiskReply]):
 
     def _load(self, gpa: int) -> bytes:
         hpa = self._memory.hpa(gpa)
-        return _ONES if hpa is None else bytes(self._memory.ram.bytes[hpa : hpa + PAGE_BYTES])
+        if hpa is None:
+            return self._memory.page(gpa >> PAGE_SHIFT) or _ONES
+        return bytes(self._memory.ram.bytes[hpa : hpa + PAGE_BYTES])
 
     def _store(self, owner: int, gpa: int, data: bytes) -> None:
+        self._frames.want(gpa >> PAGE_SHIFT, True)
         hpa = self._memory.hpa(gpa)
         if hpa is None:
             return

@@ -146,6 +146,7 @@ class Host:
     def _end(self, vm: int) -> None:
         """A VM has ended: its worlds leave their CPUs, the others run on."""
         machine = self.machines[vm]
+        machine.devices.window.flush()
         machine.observer.note(machine.running, EventKind.VM_END)
         for vcpu in range(machine.config.vcpus):
             world = self._worlds[vm, vcpu]

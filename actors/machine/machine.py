@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import anyio.lowlevel
@@ -24,8 +23,11 @@ from penumbra.actors.machine.coherence import (
 )
 from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.control import CONTROLS
+from penumbra.actors.machine.devices import Devices
 from penumbra.actors.machine.disk import DiskActor
-from penumbra.actors.machine.hardware import Hardware
+from penumbra.actors.machine.frames import FixedFrames, FrameKeeper, FramesOf
+from penumbra.actors.machine.ground import Place, frames_wanted, lay_out
+from penumbra.actors.machine.hardware import NOBODY, Hardware
 from penumbra.actors.machine.logged import LogTeller, SeatedBuffer, WriteBuffers
 from penumbra.actors.machine.messages import (
     CarryOut,
@@ -44,7 +46,7 @@ from penumbra.actors.machine.submm import ConsumerActor, ProducerActor, shadow_m
 from penumbra.actors.machine.thread import ThreadActor
 from penumbra.actors.machine.tlbs import ManagedByHardware, ManagedByMonitor, TlbManagement
 from penumbra.actors.machine.vcpu import ThreadRef, VcpuActor, Wait
-from penumbra.actors.observe.events import EventKind, EventLog
+from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import (
     ActorRef,
     ActorState,
@@ -62,7 +64,6 @@ from penumbra.actors.vmm.compose import (
     compose_second_level,
     compose_sub_vmms,
     compose_traces,
-    monitor_frames,
 )
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.schemes import Scheme
@@ -71,11 +72,12 @@ from penumbra.guest.system import GuestSystem
 from penumbra.hw import operations as o
 from penumbra.hw.costs import CostProfile
 from penumbra.hw.cpu import PhysicalCpu
+from penumbra.hw.device_window import window_frames
 from penumbra.hw.disk import Disk
-from penumbra.hw.formats import FORMATS, PAGE_BYTES, PAGE_SHIFT
+from penumbra.hw.formats import FORMATS, PAGE_SHIFT
 from penumbra.hw.interrupts import NEVER, InterruptController
 from penumbra.hw.memory import FLAG_SPIN, FLAG_TABLE, Ram
-from penumbra.hw.streams import AccessStream
+from penumbra.hw.streams import READ, AccessStream
 
 _TURN_SECONDS = 0.05
 
@@ -130,9 +132,10 @@ class Machine:
             buffer=compose_buffer(scheme),
         )  # fmt: skip
         self.ram = self.hardware.ram
+        ground = lay_out(config, scheme, self.hardware, place, seed)
         self.memory = MemoryManagement(
             self.ram, guest.n_frames, identity=not shadowed, seed=seed, backed=guest.backed,
-            frames=place.frames if place else None,
+            frames=ground.frames, absent=ground.absent, devices=window_frames(spec),
         )  # fmt: skip
         self.taps = taps(self.ram) if taps else None
         self.observer = Observer(config.vcpus, costs, self.taps)
@@ -142,6 +145,7 @@ class Machine:
         self.cpus = self.hardware.cpus
         self.interrupts = [InterruptController() for _ in range(config.vcpus)]
         self.actions = [ActionQueue() for _ in range(config.vcpus)]
+        self.devices = Devices(self)
         self.kernel_calls: KernelCalls | None = None
         self.disk = Disk(config.disk_mib << (20 - PAGE_SHIFT), config.disk_latency)
         self._disk: ActorRef[DiskOrder, DiskReply] | None = None
@@ -150,6 +154,12 @@ class Machine:
         self.traces = compose_traces(scheme, self.matrix)
         self.submms = compose_sub_vmms(scheme, spec, self.memory, self.matrix, self.traces)
         self.second_level = compose_second_level(scheme, self.memory)
+        self.frames: FramesOf = FixedFrames(self.memory, self.taps)
+        if ground.pool is not None:
+            self.frames = FrameKeeper(
+                self.memory, ground.pool, self.traces, self.submms, self.observer, config, seed,
+                place.vm_id if place else 0, lambda: self.running,
+            )  # fmt: skip
         self._conductor = Conductor(chooser or LowestKey(seed))
         self._system: ActorSystem | None = None
         self._prefix = ""
@@ -232,8 +242,7 @@ class Machine:
         in_memory, number = where
         if not in_memory:
             return self.disk.read(number)
-        start = self.memory.frame_view[number] << PAGE_SHIFT
-        return bytes(self.ram.bytes[start : start + PAGE_BYTES])
+        return self.memory.page(number)
 
     def _post(self, vcpu_id: int, due: int, vector: int) -> None:
         """Raise a virtual interrupt: at once, or by way of the kernel's action queue."""
@@ -252,13 +261,23 @@ class Machine:
         if pfn < ram.n_frames and ram.flags[pfn]:
             self._flagged_store(hpa, size, old, value)
 
-    def spin(self, vcpu_id: int, hpa: int) -> None:
+    def spin(self, vcpu_id: int, hpa: int, gva: int) -> bool:
+        sharers = self.memory.guests(hpa >> PAGE_SHIFT) if self.memory.n_unready else ()
+        if len(sharers) > 1:  # whoever writes the word will do it in another frame
+            gpa = self.submms[vcpu_id].guest_address(gva, READ, False)
+            gfn = gpa >> PAGE_SHIFT if isinstance(gpa, int) else NOBODY
+            for each in [gfn] if gfn in sharers else sharers:
+                self.frames.separate(each)
+            return False
         self._spins[vcpu_id] = hpa
-        self.ram.flags[hpa >> PAGE_SHIFT] |= FLAG_SPIN
+        if hpa >> PAGE_SHIFT < self.ram.n_frames:  # else nobody can ever write it
+            self.ram.flags[hpa >> PAGE_SHIFT] |= FLAG_SPIN
+        return True
 
     def no_spin(self, vcpu_id: int) -> None:
         frame = self._spins.pop(vcpu_id) >> PAGE_SHIFT
-        if all(hpa >> PAGE_SHIFT != frame for hpa in self._spins.values()):
+        alone = all(hpa >> PAGE_SHIFT != frame for hpa in self._spins.values())
+        if alone and frame < self.ram.n_frames:
             self.ram.flags[frame] &= 0xFF ^ FLAG_SPIN
 
     def _flagged_store(self, hpa: int, size: int, old: int, new: int) -> None:
@@ -288,19 +307,20 @@ class Machine:
             prefix: Put before the name of each task of this VM.
         """
         self._system, self._prefix = system, prefix
-        boot = self.guest.boot(_BootMemory(self.memory))
+        self.frames.start()
+        boot = self.guest.boot(_BootMemory(self.memory, self.frames))
         coherences, producers = self._coherences(system, seats)
         if self.disk.n_blocks:
             untold = self._buffer_fault() & BufferFault.DMA_UNTOLD
             traces = self.traces if self.submms and not untold else None
             disk = DiskActor(
                 self.disk, self.memory, self._store_for_device, producers, traces, self._post,
-                self.observer,
+                self.observer, self.frames,
             )  # fmt: skip
             self._disk = system.spawn(disk, f"{prefix}disk")
         if self.taps is not None:
-            for pfn, gfn in self.memory.guest_of.items():
-                self.taps.grant(gfn, pfn)
+            for gfn in self.memory.devices:
+                self.taps.device(gfn, gfn)
         for i, coherence in enumerate(coherences):
             registers, start = coherence.registers, boot.registers[i]
             registers.cr0, registers.cr4, registers.efer = start.cr0, start.cr4, start.efer
@@ -329,7 +349,7 @@ class Machine:
         if self.second_level:
             control = CONTROLS[self.config.control]
             return [
-                Nested(i, seat, self.second_level, control, self.observer)
+                Nested(i, seat, self.second_level, control, self.observer, self.spec, self.memory)
                 for i, seat in enumerate(seats)
             ], []
         if not self.submms:
@@ -344,6 +364,7 @@ class Machine:
         if self.scheme.shadow == "shared":
             for consumer in consumer_actors:
                 consumer.shares_with(consumer_actors)
+        self.frames.attach(consumers)
         producers: list[ProducerRef] = []
         readers = compose_readers(
             self.scheme, self.spec, self.memory, self.traces, [SeatedBuffer(seat) for seat in seats]
@@ -364,7 +385,8 @@ class Machine:
                 Monitored(
                     submm.vcpu_id, submm.registers, producer, consumers, self.traces,
                     self.scheme.shadow == "per-privilege", CONTROLS[self.config.control],
-                    self.observer, buffers, shares=self.scheme.shadow == "shared",
+                    self.observer, buffers, self.frames, shares=self.scheme.shadow == "shared",
+                    devices=self.memory.devices,
                 )
             )  # fmt: skip
         return [*self._monitors], producers
@@ -390,6 +412,7 @@ class Machine:
         """A VCPU runs on this CPU from now on: its streams, its hooks, its counters."""
         cpu.streams = self.streams
         cpu.on_flagged = self._flagged_store
+        cpu.attach_device(self.devices.ports[vcpu_id])
         cpu.load_second_level(self.second_level.root if self.second_level else 0)
         self.observer.sits_down(vcpu_id, cpu)
         cpu.on_used = cpu.on_block = None
@@ -463,6 +486,7 @@ class Machine:
             self.ended = f"max_progress {self.config.max_progress} reached by VCPU {vcpu_id}"
             return
         self.devices_until(since)
+        self.frames.until(since)
         limit = min(since + self.config.quantum, self.config.max_progress, self._disk_due)
         baton = self._vcpu_refs[vcpu_id].ask_nowait(Grant(since, limit))
         self._close_ended_threads()
@@ -483,40 +507,19 @@ async def settled_tree(system: ActorSystem) -> SystemTree:
     return system.tree()
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where one VM of several lies.
-
-    Attributes:
-        events: The log they share.
-        hardware: What they share; None: this one has hardware of its own.
-        frames: The machine frames given to it.
-    """
-
-    vm_id: int
-    events: EventLog
-    hardware: Hardware | None = None
-    frames: Sequence[int] | None = None
-
-
-def frames_wanted(config: MachineConfig, scheme: Scheme, guest: GuestSystem) -> int:
-    """Return how many machine frames a VM takes: its guest's and its monitor's."""
-    if scheme.shadow == "none":
-        return guest.n_frames
-    n_backed = guest.n_frames if guest.backed is None else len(guest.backed)
-    return n_backed + monitor_frames(scheme, config.vcpus, guest.n_frames)
-
-
 class _BootMemory:
     """Guest-physical memory for the boot loader."""
 
-    def __init__(self, memory: MemoryManagement) -> None:
+    def __init__(self, memory: MemoryManagement, frames: FramesOf) -> None:
         self._memory = memory
+        self._frames = frames
 
     def write(self, gpa: int, size: int, value: int) -> None:
+        self._frames.want(gpa >> PAGE_SHIFT, True)
         self._memory.store(gpa, size, value)
 
     def write_bytes(self, gpa: int, data: bytes) -> None:
+        self._frames.want(gpa >> PAGE_SHIFT, True)
         hpa = self._memory.hpa(gpa)
         assert hpa is not None
         self._memory.ram.bytes[hpa : hpa + len(data)] = data

@@ -169,7 +169,9 @@ CpuOrder: TypeAlias = Execute | Complete | LoadRoot | SetModes | Invalidate | Re
 
 
 class EmulateStore(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
-    """A permitted store that the hardware must not make: Fig. 11 from 830."""
+    """A permitted access that the hardware must not make: a store (Fig. 11 from 830), or any to a
+    device.
+    """
 
     work: Operation
     user: bool
@@ -177,7 +179,7 @@ class EmulateStore(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1
 
 
 class Stored(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
-    """The store is done and told; `drop` names the guest tables whose shadows should go."""
+    """The access is done and told; `drop` names the guest tables whose shadows should go."""
 
     ran: Ran
     drop: tuple[int, ...] = ()
@@ -197,6 +199,13 @@ class TracesWanted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4
     gfns: tuple[int, ...]
 
 
+class FrameWanted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=30):
+    """This guest frame must be in a machine frame first, its own if `write`; then ask again."""
+
+    gfn: int
+    write: bool
+
+
 class Repaired(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
     """A hidden fault: the shadow holds the translation now. `remote`: see `Followed`."""
 
@@ -204,7 +213,9 @@ class Repaired(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
 
 
 class StoreWanted(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
-    """The access is a store the producer has to make."""
+    """The access is one the producer has to make: a store, or (`device`) any to a device."""
+
+    device: bool = False
 
 
 class DeviceStore(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=7):
@@ -229,7 +240,9 @@ class LogTold(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
 
 
 ProducerOrder: TypeAlias = EmulateStore | DeviceStore | TellLogged
-ProducerReply: TypeAlias = Stored | TruePageFault | TracesWanted | DeviceStored | LogTold
+ProducerReply: TypeAlias = (
+    Stored | TruePageFault | TracesWanted | FrameWanted | DeviceStored | LogTold
+)
 
 
 # ---- the disk ------------------------------------------------------------------------------
@@ -318,6 +331,12 @@ class DropTable(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
     gfn: int
 
 
+class ForgetFrame(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=31):
+    """The machine frame behind a guest frame is about to change: no shadow, no TLB may map it."""
+
+    gfn: int
+
+
 class Missed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=10):
     """The TLB, which software manages, has no answer; the reply is `Repaired` if the shadow has."""
 
@@ -380,9 +399,17 @@ ConsumerOrder: TypeAlias = (
     | ShootDown
     | RevokeWrite
     | DropTable
+    | ForgetFrame
     | Missed
     | ForgetAll
 )
 ConsumerReply: TypeAlias = (
-    Repaired | StoreWanted | TruePageFault | TracesWanted | Followed | Refused | MachineChecked
+    Repaired
+    | StoreWanted
+    | TruePageFault
+    | TracesWanted
+    | FrameWanted
+    | Followed
+    | Refused
+    | MachineChecked
 )

@@ -1,21 +1,31 @@
 """What a VCPU with nested paging does about its translations: what bare hardware does, but for
-frames the second level lacks.
+frames the second level lacks: holes, and devices, whose accesses the monitor makes itself.
 
-Source: SDM vol. 3, 29.3.
+Source: SDM vol. 3, 29.3; A40 ¶38.
 """
 
 from __future__ import annotations
 
-from penumbra.actors.machine.coherence import BareHardware
+from dataclasses import replace
+
+from penumbra.actors.machine.coherence import BareHardware, value_of
 from penumbra.actors.machine.control import Control
 from penumbra.actors.machine.messages import Complete, Ran, TruePageFault
 from penumbra.actors.machine.observer import Observer
 from penumbra.actors.machine.seat import Seat
+from penumbra.actors.observe.events import EventKind
+from penumbra.actors.vmm.fill import Forward
+from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.nested import SecondLevel
-from penumbra.hw.exits import Done, PageFault
+from penumbra.actors.vmm.nested_emulation import NestedWalker
+from penumbra.actors.vmm.walk import GuestRegisters
+from penumbra.hw import mmu_layout as m
+from penumbra.hw.exits import GeneralProtection, PageFault
+from penumbra.hw.formats import PAGE_SHIFT, FormatSpec
 from penumbra.hw.operations import Operation, Physical
 
 _NO_EXIT = frozenset({"invlpg", "cr3_load"})
+_MASK64 = (1 << 64) - 1
 
 
 class Nested(BareHardware):
@@ -28,25 +38,63 @@ class Nested(BareHardware):
         second_level: SecondLevel,
         control: Control,
         observer: Observer,
+        spec: FormatSpec,
+        memory: MemoryManagement,
     ) -> None:
         super().__init__(vcpu_id, seat, observer)
         self._second_level = second_level
         self._control = control
+        self._spec = spec
+        self._memory = memory
+        self._walker = NestedWalker(spec, memory)
 
     def page_fault(
         self, fault: PageFault, work: Operation, user: bool
     ) -> TruePageFault | Ran | None:
         if fault.gpa < 0:
             return super().page_fault(fault, work, user)
+        if self._memory.is_device(fault.gpa >> PAGE_SHIFT):
+            self.note_exit("device")
+            return self._emulate(work, user, fault.at)
         self.note_exit("second level")
         self._second_level.back(fault.gpa)
         return None
 
-    def physical(self, work: Physical) -> int:
-        hpa = self._second_level.machine_address(work.gpa)
-        ran = self._cpu.ask_nowait(Complete(work, False, 0, (hpa,)))
-        assert isinstance(ran.exit, Done)
-        return ran.exit.value
+    def _emulate(self, work: Operation, user: bool, at: int) -> TruePageFault | Ran:
+        """Make one step of an operation by the guest's tables of now (330).
+
+        What the hardware has cached may be older than these: the step is made all the same, or a
+        stale translation could hold the guest up for ever.
+        """
+        accesses = self._cpu.cpu.next_accesses(work, at)
+        registers, hpas = self._guest_registers(), []
+        for gva, _, kind in accesses:
+            gpa = self._walker.guest_address(registers, gva, kind, user)
+            if isinstance(gpa, Forward):
+                return TruePageFault(gva, gpa.error, kind)
+            hpas.append(self._reach(gpa))
+        ran = self._cpu.ask_nowait(Complete(work, user, at, tuple(hpas)))
+        self._observer.note(self._vcpu, EventKind.DEVICE_ACCESS, accesses[-1][0], hpas[-1])
+        if self._observer.taps is not None:
+            for (gva, _, kind), hpa in zip(accesses, hpas, strict=True):
+                self._observer.taps.used(self._vcpu, gva, kind, user, hpa >> PAGE_SHIFT)
+        return ran
+
+    def _guest_registers(self) -> GuestRegisters:
+        """Return the guest's registers with the top-level entries its CPU holds."""
+        reg, n = self._cpu.cpu.reg, self._spec.root_registers
+        return replace(self.registers, top=tuple(reg[m.R_TOP + i] & _MASK64 for i in range(n)))
+
+    def _reach(self, gpa: int) -> int:
+        """Return where the CPU makes an emulated access."""
+        if self._memory.is_device(gpa >> PAGE_SHIFT):
+            return gpa
+        return self._second_level.machine_address(gpa)
+
+    def physical(self, work: Physical) -> int | GeneralProtection:
+        if self._memory.is_device(work.gpa >> PAGE_SHIFT):
+            self.note_exit("device")
+        return value_of(self._cpu.ask_nowait(Complete(work, False, 0, (self._reach(work.gpa),))))
 
     def note_exit(self, reason: str) -> None:
         self._observer.exit(self._vcpu, reason)

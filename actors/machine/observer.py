@@ -34,7 +34,13 @@ class Taps(Protocol):
     """What the oracle is fed with; addresses as in `hw`: hpa, pfn machine, gfn guest."""
 
     def grant(self, gfn: int, pfn: int) -> None:
-        """A guest frame is backed by a machine frame from now on."""
+        """A guest frame is backed by a machine frame from now on.
+
+        -1: it is no RAM; -2: it is in no machine frame for now (before its content is lost).
+        """
+
+    def device(self, gfn: int, pfn: int) -> None:
+        """Accesses to a guest frame are to a device, and said to be in `pfn`, where no RAM is."""
 
     def registers(self, vcpu: int, cr0: int, cr3: int, cr4: int, efer: int) -> None:
         """The guest's control registers at the start."""

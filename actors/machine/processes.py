@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from penumbra.actors.vmm.memory import MemoryManagement
-from penumbra.hw.formats import NX, PAGE_BYTES, PAGE_SHIFT, PS, FormatSpec, P, U
+from penumbra.hw.formats import NX, PAGE_SHIFT, PS, FormatSpec, P, U
 from penumbra.hw.operations import Mark
 
 
@@ -66,10 +66,7 @@ class ProcessLedger:
         return n, sha.hexdigest()[:16]
 
     def _page(self, gfn: int) -> bytes:
-        if gfn >= self._memory.n_guest_frames:
-            return b""
-        pfn = self._memory.frame_view[gfn]
-        return self._memory.ram.array[pfn << PAGE_SHIFT : (pfn + 1) << PAGE_SHIFT].tobytes()
+        return self._memory.page(gfn)
 
     def _all_leaves(self, root_gpa: int) -> list[tuple[int, int | bytes]]:
         """Return what `_leaves` does for a root; one held in registers has no rights."""
@@ -91,11 +88,8 @@ class ProcessLedger:
         In place of the frame stand the page's bytes where the guest has it on its disk.
         """
         spec, memory = self._spec, self._memory
-        if gfn >= memory.n_guest_frames:
-            return []
-        start = memory.frame_view[gfn] << PAGE_SHIFT
-        table = memory.ram.array[start : start + PAGE_BYTES]
-        entries = table.view(np.uint64 if spec.entry_bytes == 8 else np.uint32).astype(np.uint64)
+        table = np.frombuffer(memory.page(gfn), np.uint64 if spec.entry_bytes == 8 else np.uint32)
+        entries = table.astype(np.uint64)
         found: list[tuple[int, int | bytes]] = []
         for index in np.flatnonzero(entries).tolist():
             entry = int(entries[index])

@@ -17,12 +17,14 @@ import numpy as np
 from penumbra.actors.check import Oracle, Verdict
 from penumbra.actors.machine.build import build_machine
 from penumbra.actors.machine.config import MachineConfig
+from penumbra.actors.machine.ground import Place
 from penumbra.actors.machine.hardware import Hardware
 from penumbra.actors.machine.host import Host
 from penumbra.actors.machine.kernel import KernelServices
-from penumbra.actors.machine.machine import Machine, Place
+from penumbra.actors.machine.machine import Machine
 from penumbra.actors.observe.events import EventLog
-from penumbra.actors.vmm.compose import compose_buffer
+from penumbra.actors.vmm.compose import compose_buffer, monitor_frames
+from penumbra.actors.vmm.residents import FramePool
 from penumbra.actors.vmm.schemes import Scheme
 from penumbra.guest.workloads.workload import Workload
 from penumbra.hw.costs import CostProfile
@@ -111,6 +113,8 @@ class _Ground:
         self._scheme = scheme
         self._seed = seed
         self._shared = scheme.shadow != "none"
+        self._n_monitor = monitor_frames(scheme, config.vcpus, 0)
+        self._pool: FramePool | None = None
         self._shares: list[list[int]] = []
         self.hardware: Hardware | None = None
         self.events = EventLog()
@@ -123,7 +127,7 @@ class _Ground:
                 return Place(vm, self.events)
             if not self._shares:
                 self._build(n_frames)
-            return Place(vm, self.events, self.hardware, self._shares[vm])
+            return Place(vm, self.events, self.hardware, self._shares[vm], self._pool)
 
         return placed
 
@@ -133,11 +137,19 @@ class _Ground:
         self.hardware = Hardware(
             config, n_frames, config.cpus or config.vcpus, buffer=compose_buffer(self._scheme)
         )
+        if config.host_frames:
+            self._pool = FramePool((), self.hardware.owner)
         scattered = np.random.default_rng(self._seed).permutation(n_frames)
         for vm in range(config.vms):
             frames = np.sort(scattered[vm * n_each : (vm + 1) * n_each])
             self.hardware.owner[frames] = vm
             self._shares.append(frames.tolist())
+            if self._pool is not None:
+                # Every VM brings its part; whose they are in the end is decided as they run.
+                share = scattered[vm * n_each : (vm + 1) * n_each].tolist()
+                self._shares[vm] = share[: self._n_monitor]
+                for pfn in share[self._n_monitor :]:
+                    self._pool.give(pfn)
 
 
 def merge_summaries(
@@ -161,7 +173,7 @@ def merge_summaries(
         whole[key] = {name: total[name] for name in sorted(total)}
     for key in ("vcpu", "processes"):
         whole[key] = [{"vm": vm, **row} for vm, part in enumerate(parts) for row in part[key]]
-    for key in ("matrix", "marks"):
+    for key in ("matrix", "marks", "printed"):
         whole[key] = [row for part in parts for row in part[key]]
     return whole
 

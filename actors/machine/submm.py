@@ -9,7 +9,7 @@ Source: A40 Figs 5, 6, 11, 12; VMM-A to VMM-D, 396, 399.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from penumbra.actors.machine.logged import LogTeller
 from penumbra.actors.machine.messages import (
@@ -24,6 +24,8 @@ from penumbra.actors.machine.messages import (
     FaultDelivered,
     Followed,
     ForgetAll,
+    ForgetFrame,
+    FrameWanted,
     Invalidate,
     LoadRoot,
     MachineChecked,
@@ -51,7 +53,14 @@ from penumbra.actors.machine.seat import Seat
 from penumbra.actors.machine.tlbs import TlbManagement
 from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import Actor, ActorRef
-from penumbra.actors.vmm.fill import Emulate, Forward, Hidden, MachineCheck, PlaceTraces
+from penumbra.actors.vmm.fill import (
+    BringFrame,
+    Emulate,
+    Forward,
+    Hidden,
+    MachineCheck,
+    PlaceTraces,
+)
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.secondary import SecondaryData
@@ -119,6 +128,8 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
             self._submm.drop_table(message.gfn)
         elif isinstance(message, ForgetAll):
             self._submm.forget_all()
+        elif isinstance(message, ForgetFrame):
+            self._submm.forget_frame(message.gfn)
         return self._followed()
 
     def _repair(self, message: Repair) -> ConsumerReply:
@@ -129,9 +140,11 @@ class ConsumerActor(Actor[ConsumerOrder, ConsumerReply]):
             return TracesWanted(outcome.gfns)
         if isinstance(outcome, MachineCheck):
             return MachineChecked(outcome.gva, outcome.gpa)
+        if isinstance(outcome, BringFrame):
+            return FrameWanted(outcome.gfn, outcome.write)
         self._flush()
         if isinstance(outcome, Emulate):
-            return StoreWanted()
+            return StoreWanted(outcome.device)
         assert isinstance(outcome, Hidden)
         self._tlb.filled(message.gva, message.kind, message.user)
         self._observer.count(self._vcpu, "hidden_fault")
@@ -241,7 +254,10 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
         return DeviceStored()
 
     def _emulate(self, message: EmulateStore) -> ProducerReply:
-        """Make one indivisible step of a store. Source: A40 Fig. 11, steps 830-848."""
+        """Make one indivisible step of an access: a store, or any to a device (330).
+
+        Source: A40 Fig. 11, steps 830-848; ¶38.
+        """
         submm, observer, vcpu = self._submm, self._observer, self._vcpu
         accesses = self._cpu.cpu.next_accesses(message.work, message.at)
         if isinstance(message.work, Physical):
@@ -253,9 +269,16 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
                 return TruePageFault(gva, gpa.error, kind)
             if isinstance(gpa, PlaceTraces):
                 return TracesWanted(gpa.gfns)
+            if isinstance(gpa, BringFrame):
+                return FrameWanted(gpa.gfn, gpa.write)
             gpas.append(gpa)
+        unready = self._unready(gpas, accesses)
+        if unready is not None:
+            return unready
         written = [
-            (gpa, n) for gpa, (_, n, kind) in zip(gpas, accesses, strict=True) if kind == WRITE
+            (gpa, n)
+            for gpa, (_, n, kind) in zip(gpas, accesses, strict=True)
+            if kind == WRITE and not self._at_device(gpa)
         ]
         hpas = tuple(self._reach(gpa) for gpa in gpas)
         keys = submm.begin_store(written)
@@ -263,19 +286,35 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
         for (gva, _, kind), hpa in zip(accesses, hpas, strict=True):
             if observer.taps is not None:
                 observer.taps.used(vcpu, gva, kind, message.user, hpa >> PAGE_SHIFT)
-        observer.count(vcpu, "emulated_store")
-        cause = observer.note(
-            vcpu,
-            EventKind.TRACED_STORE if keys else EventKind.EMULATED_STORE,
-            accesses[-1][0],
-            written[0][0],
-        )
-        self._tell(keys, cause)
+        if len(written) < sum(kind == WRITE for _, _, kind in accesses) or not written:
+            observer.note(vcpu, EventKind.DEVICE_ACCESS, accesses[-1][0], gpas[-1])
+        if written:
+            observer.count(vcpu, "emulated_store")
+            cause = observer.note(
+                vcpu,
+                EventKind.TRACED_STORE if keys else EventKind.EMULATED_STORE,
+                accesses[-1][0],
+                written[0][0],
+            )
+            self._tell(keys, cause)
         return Stored(ran, self._flooded(message, [gpa for gpa, _ in written]) if keys else ())
 
-    def _physical(self, message: EmulateStore, gpa: int, n: int, kind: int) -> Stored:
+    def _unready(
+        self, gpas: list[int], accesses: Sequence[tuple[int, int, int]]
+    ) -> FrameWanted | None:
+        """Return the first frame of an access that it cannot be made in where it is now."""
+        for gpa, (_, _, kind) in zip(gpas, accesses, strict=True):
+            if not self._memory.ready(gpa >> PAGE_SHIFT, kind == WRITE):
+                return FrameWanted(gpa >> PAGE_SHIFT, kind == WRITE)
+        return None
+
+    def _physical(self, message: EmulateStore, gpa: int, n: int, kind: int) -> Stored | FrameWanted:
         """Make an access whose guest-physical address the guest names itself."""
-        keys = self._submm.begin_store([(gpa, n)] if kind == WRITE else [])
+        to_memory = kind == WRITE and not self._at_device(gpa)
+        unready = None if self._at_device(gpa) else self._unready([gpa], [(gpa, n, kind)])
+        if unready is not None:
+            return unready
+        keys = self._submm.begin_store([(gpa, n)] if to_memory else [])
         ran = self._cpu.ask_nowait(
             Complete(message.work, message.user, message.at, (self._reach(gpa),))  # 831
         )
@@ -290,13 +329,24 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
         self._tell(self._submm.begin_store([(gpa, 1)]), cause)
 
     def _tell(self, keys: list[Key], cause: int) -> None:
-        for key, consumers in self._submm.finish_store(keys):  # 844
+        owed = self._submm.finish_store(keys)
+        self._note_told(keys, dict(owed), cause)
+        for key, consumers in owed:  # 844
             blockers = self._submm.blockers(consumers)
             if blockers:
                 self._wait_for(blockers)
                 consumers = self._submm.tell(key, consumers)
             self._shoot_down(key, consumers, cause)
         self._submm.end_store(keys)
+
+    def _note_told(self, keys: list[Key], owed: dict[Key, int], cause: int) -> None:
+        """Note who has been told of which entry; who is neither told nor shot down stands by."""
+        for key in keys:
+            told = self._submm.consumers(key) & ~owed.get(key, 0)
+            if told:
+                self._observer.note(
+                    self._vcpu, EventKind.PATCH_POSTED, 0, key[0] | key[1], told, cause
+                )
 
     def _wait_for(self, consumers: int) -> None:
         """Let consumers take what is in the channel now: it only makes them more coherent."""
@@ -308,8 +358,14 @@ class ProducerActor(Actor[ProducerOrder, ProducerReply]):
                 ref.ask_nowait(Drain())
 
     def _reach(self, gpa: int) -> int:
+        """Return where the CPU makes an emulated access: RAM, the device's address, or nothing."""
+        if self._at_device(gpa):
+            return gpa
         hpa = self._memory.hpa(gpa)
         return self._memory.ram.n_frames << PAGE_SHIFT if hpa is None else hpa
+
+    def _at_device(self, gpa: int) -> bool:
+        return self._memory.is_device(gpa >> PAGE_SHIFT)
 
     def _shoot_down(self, key: tuple[int, int], consumers: int, cause: int) -> None:
         vcpu, observer = self._vcpu, self._observer

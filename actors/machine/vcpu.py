@@ -94,8 +94,9 @@ class Board(Protocol):
     def devices_until(self, progress: int) -> None:
         """Let devices do what is due by this progress."""
 
-    def spin(self, vcpu_id: int, hpa: int) -> None:
-        """Wake this VCPU when the word at `hpa` is written."""
+    def spin(self, vcpu_id: int, hpa: int, gva: int) -> bool:
+        """Wake this VCPU when the word at `hpa` is written; False: it has moved, spin anew."""
+        ...
 
     def no_spin(self, vcpu_id: int) -> None:
         """The VCPU does not spin any more."""
@@ -302,8 +303,9 @@ class VcpuActor(Actor[Grant, Baton]):
         elif isinstance(stop, SystemCall):
             self._system_call(work)
         elif isinstance(stop, Spinning):
-            self.wait = Wait.SPINNING
-            self._board.spin(self.vcpu_id, stop.hpa)
+            assert isinstance(work, o.SpinUntil)
+            if self._board.spin(self.vcpu_id, stop.hpa, work.gva):
+                self.wait = Wait.SPINNING
         elif isinstance(stop, MachineCheck):
             # No guest here sets CR4.MCE: its CPU shuts down (SDM vol. 3, 16.7).
             self._end(f"machine check at {stop.gva:#x}: no memory at {stop.hpa:#x}")

@@ -21,6 +21,10 @@ class EventKind(IntEnum):
 
     Where nothing else is said, `gva` is the address concerned, `arg0` and `arg1` are the kind's
     own, and `cause` is the `seq` of the event that led to this one, 0 for none.
+
+    The roles of a change (A40 ¶76): its TRACED_STORE is on the VCPU of its producer; the
+    PATCH_POSTED it causes, one for each entry, has the entry's address in `arg0` and in `arg1` the
+    bit set of the consumers told, coalesced or not; a SHOOTDOWN is on the VCPU of a consumer.
     """
 
     GUEST_FAULT = 1
@@ -49,6 +53,11 @@ class EventKind(IntEnum):
     MARK = 24
     VM_END = 25
     WORLD_SWITCH = 26
+    FRAME_IN = 27
+    FRAME_OUT = 28
+    FRAME_MOVED = 29
+    FRAME_SHARED = 30
+    DEVICE_ACCESS = 31
 
 
 COLUMNS: Final[dict[str, str]] = {

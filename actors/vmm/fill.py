@@ -39,7 +39,13 @@ class Hidden:
 
 @dataclass(frozen=True)
 class Emulate:
-    """The store is permitted but must not be made by the hardware: the monitor does it."""
+    """The access is permitted but must not be made by the hardware: the monitor does it.
+
+    Attributes:
+        device: It is one to a device (A40 ¶38), not a store to a traced table.
+    """
+
+    device: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,16 @@ class MachineCheck:
     gpa: int
 
 
-Outcome: TypeAlias = Forward | Hidden | Emulate | PlaceTraces | MachineCheck
-_HIDDEN, _EMULATE = Hidden(), Emulate()
+@dataclass(frozen=True)
+class BringFrame:
+    """This guest frame must be in a machine frame first, its own if `write`; then ask again."""
+
+    gfn: int
+    write: bool
+
+
+Outcome: TypeAlias = Forward | Hidden | Emulate | PlaceTraces | MachineCheck | BringFrame
+_HIDDEN, _EMULATE, _DEVICE = Hidden(), Emulate(), Emulate(device=True)
 _IDENTITY = P | W | U | A | D
 
 
@@ -91,9 +105,14 @@ class Filler:
             return steps  # 804, or 812 first
         walker = self._walker
         target = walker.frame(gva)  # 808
+        if self._memory.is_device(target):
+            return _DEVICE
         writable = walker.rights & E_W
+        emulate = kind == WRITE and (self._traces.emulates(target) or not writable)
+        if not emulate and not self._memory.ready(target, kind == WRITE):
+            return BringFrame(target, kind == WRITE)
         steps = walker.set_accessed(steps, kind)
-        if kind == WRITE and (self._traces.emulates(target) or not writable):
+        if emulate:
             lifted = self._shared.unsync.lift(target) if writable else False
             if lifted is False:
                 return _EMULATE
@@ -106,8 +125,12 @@ class Filler:
     def _fault_unpaged(self, gva: int, kind: int) -> Outcome:
         """Map an address to itself: with CR0.PG clear the guest has no table to derive from."""
         target = gva >> PAGE_SHIFT
+        if self._memory.is_device(target):
+            return _DEVICE
         if kind == WRITE and self._traces.emulates(target):
             return _EMULATE
+        if not self._memory.ready(target, kind == WRITE):
+            return BringFrame(target, kind == WRITE)
         root, top = self._space.root, self._spec.top
         assert root is not None, "no root is loaded"
         index = self._spec.levels[top].index(gva)
@@ -120,11 +143,17 @@ class Filler:
         self._space.set_leaf(page, at, value, target)
         return _HIDDEN
 
-    def _walk(self, gva: int, kind: int, user: bool) -> list[Step] | Forward | PlaceTraces:
+    def _walk(
+        self, gva: int, kind: int, user: bool
+    ) -> list[Step] | Forward | PlaceTraces | BringFrame:
         """Walk the guest with every table on the path traced and this VCPU registered first."""
         walker, traces = self._walker, self._traces
         while True:
-            if not walker.resolve(self._registers, gva, kind, user):
+            permitted = walker.resolve(self._registers, gva, kind, user)
+            unready = walker.unready()
+            if unready is not None:
+                return BringFrame(unready, True)
+            if not permitted:
                 return Forward(walker.error)
             steps = walker.steps()
             in_tables = [step for step in steps if step.gpa >= 0]
@@ -145,7 +174,9 @@ class Filler:
                 return steps
             # Registered after the read: read again, or a change in between would be missed (EP4).
 
-    def guest_address(self, gva: int, kind: int, user: bool) -> int | Forward | PlaceTraces:
+    def guest_address(
+        self, gva: int, kind: int, user: bool
+    ) -> int | Forward | PlaceTraces | BringFrame:
         """Translate for an emulated access, A and D set as the hardware would; return a gpa."""
         if not self._registers.paging:
             return gva

@@ -89,10 +89,9 @@ class Follower:
             mask = ((1 << 64) - 1) & ~A
             if self._shared.propagation.usable(self._vcpu_id, patch, entry, mask):
                 value = patch.derived or 0
-                if value:
-                    target = self._memory.guest_of.get(
-                        (value & self._spec.frame_mask) >> PAGE_SHIFT, target
-                    )
+                guests = self._memory.guests((value & self._spec.frame_mask) >> PAGE_SHIFT)
+                if value and guests and target not in guests:
+                    target = guests[0]
             elif self._shared.scheme.options.stale == "derive":
                 value = derive_leaf(
                     self._spec, entry, target, self._memory, self._traces, self._registers

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Protocol, TypeAlias
 
-from penumbra.actors.vmm.fill import Forward, Outcome, PlaceTraces
+from penumbra.actors.vmm.contents import Translation
+from penumbra.actors.vmm.fill import BringFrame, Forward, Outcome, PlaceTraces
 from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.walk import GuestRegisters
 from penumbra.hw.exits import GeneralProtection
@@ -30,7 +31,9 @@ class SecondaryData(Protocol):
         """Answer a hardware page fault by the guest's own tables (Fig. 8; VTLB method 700)."""
         ...
 
-    def guest_address(self, gva: int, kind: int, user: bool) -> int | Forward | PlaceTraces:
+    def guest_address(
+        self, gva: int, kind: int, user: bool
+    ) -> int | Forward | PlaceTraces | BringFrame:
         """Translate for an emulated access, A and D set as the hardware would; return a gpa."""
         ...
 
@@ -42,6 +45,10 @@ class SecondaryData(Protocol):
 
     def finish_store(self, keys: list[Key]) -> Owed:
         """The store is visible: tell the consumers; return who is owed a shootdown of what."""
+        ...
+
+    def consumers(self, key: Key) -> int:
+        """Return the bit set of those whom a change of one entry concerns."""
         ...
 
     def tell(self, key: Key, consumers: int) -> int:
@@ -104,6 +111,13 @@ class SecondaryData(Protocol):
     def forget_all(self) -> None:
         """Forget everything derived from any guest table."""
 
+    def forget_frame(self, gfn: int) -> None:
+        """The machine frame behind a guest frame is about to be another, or none, or shared.
+
+        Afterwards nothing derived maps the old one, and `take_flushes` names every address that a
+        TLB may hold for it. What was derived *from* the frame, if it is a table, stays.
+        """
+
     # ---- what the hardware has to be told ---------------------------------------------------
 
     def take_flushes(self) -> list[int]:
@@ -124,6 +138,10 @@ class SecondaryData(Protocol):
 
     def take_counts(self) -> dict[str, int]:
         """Return what else happened since the last call, by counter name."""
+        ...
+
+    def entries(self) -> list[Translation]:
+        """Return the translations this VCPU's CPU finds in what is derived for it (V1)."""
         ...
 
     def check(self) -> None:

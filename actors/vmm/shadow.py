@@ -288,6 +288,11 @@ class ShadowSpace:
         if flush:
             self._note_flush(page, index)
 
+    def forget_frame(self, gfn: int) -> None:
+        """Drop every leaf that maps a guest frame: its machine frame is about to be another."""
+        for page, index in list(self._rmap.get(gfn, {})):
+            self.clear(page, index)
+
     def take_flushes(self) -> list[int]:
         """Return the addresses the CPU must flush now, once each; FLUSH_ALL alone if it is in."""
         if not self.flushes:

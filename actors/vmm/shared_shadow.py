@@ -125,6 +125,13 @@ class SharedShadowSpace(ShadowSpace):
         self._pages, self._by_table, self._rmap = own
         return n
 
+    def forget_frame(self, gfn: int) -> None:
+        own = self._pages, self._by_table, self._rmap
+        for tables in self._company.tables.values():
+            self._pages, self._by_table, self._rmap = tables.pages, tables.by_table, tables.rmap
+            super().forget_frame(gfn)
+        self._pages, self._by_table, self._rmap = own
+
     def roots(self) -> set[ShadowPage]:
         return {view.root for view in self._company.views if view.root is not None}
 

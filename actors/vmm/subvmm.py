@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from penumbra.actors.vmm.contents import Translation, translations
 from penumbra.actors.vmm.derive import derive_leaf
-from penumbra.actors.vmm.fill import Filler, Forward, Outcome, PlaceTraces
+from penumbra.actors.vmm.fill import BringFrame, Filler, Forward, Outcome, PlaceTraces
 from penumbra.actors.vmm.follow import Follower
 from penumbra.actors.vmm.parts import UNPAGED, Parts, Shared
 from penumbra.actors.vmm.prefetch import Prefetch
@@ -24,7 +25,7 @@ from penumbra.actors.vmm.top_registers import enter_entries, linked_tables, read
 from penumbra.actors.vmm.walk import REGISTERS, registers_flush
 from penumbra.hw.control import reloads_top
 from penumbra.hw.exits import GeneralProtection
-from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, A, P
+from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, A, P, W
 
 
 class SubVmm:
@@ -54,7 +55,9 @@ class SubVmm:
         """Answer a hardware page fault by the guest's own tables (Fig. 8)."""
         return self._filler.fault(gva, kind, user)
 
-    def guest_address(self, gva: int, kind: int, user: bool) -> int | Forward | PlaceTraces:
+    def guest_address(
+        self, gva: int, kind: int, user: bool
+    ) -> int | Forward | PlaceTraces | BringFrame:
         """Translate for an emulated access, A and D set as the hardware would; return a gpa."""
         return self._filler.guest_address(gva, kind, user)
 
@@ -95,15 +98,18 @@ class SubVmm:
             return owed
         self.shared.propagation.stored(self.vcpu_id)
         for key in keys:
-            gfn, index = key[0] >> PAGE_SHIFT, key[1] // self._spec.entry_bytes
-            consumers = self._traces.consumers(gfn, index)  # 832
-            if self.shared.scheme.options.tell_all:
-                consumers = (1 << self.shared.matrix.n) - 1
+            consumers = self.consumers(key)
             if consumers:
                 full = self.tell(key, consumers)
                 if full:
                     owed.append((key, full))
         return owed
+
+    def consumers(self, key: Key) -> int:
+        """Return the bit set of those whom a change of an entry concerns (832); others stand by."""
+        if self.shared.scheme.options.tell_all:
+            return (1 << self.shared.matrix.n) - 1
+        return self._traces.consumers(key[0] >> PAGE_SHIFT, key[1] // self._spec.entry_bytes)
 
     def tell(self, key: Key, consumers: int) -> int:
         """Tell consumers of one changed entry (836-842); return the bit set of those still owed."""
@@ -289,6 +295,13 @@ class SubVmm:
         """A trace is being placed on `gfn`: guard its mappings here (T3a)."""
         return self._traces.detection.place(self.space, gfn)
 
+    def forget_frame(self, gfn: int) -> None:
+        """The machine frame behind a guest frame is about to be another: nothing here may map it.
+
+        Patches in flight that were derived from the old one are void by the trace count (EP3).
+        """
+        self.space.forget_frame(gfn)
+
     def drop_table(self, gfn: int) -> None:
         """Forget everything derived from a guest table; its queued patches mean nothing then."""
         if self.shared.propagation.drain_base(self.vcpu_id, gfn << PAGE_SHIFT).drop_all:
@@ -327,6 +340,12 @@ class SubVmm:
         self._follower.drop_shadows()
         return True
 
+    def entries(self) -> list[Translation]:
+        """Return the translations of the shadow that hangs from the root in use."""
+        if self.space.root is None:
+            return []
+        return translations(self._spec, self._memory.ram, self.space.root.pfn << PAGE_SHIFT)
+
     def check(self) -> None:
         """Assert the class invariant and the shadow's own."""
         self.space.check()
@@ -351,5 +370,12 @@ class SubVmm:
                 entry = self.registers.top[index]
                 assert entry & P and child.role[0] == (entry & self._spec.frame_mask) >> PAGE_SHIFT
         for page, index, target in self.space.leaves():
-            escapes = self._traces.escapes(self.space.entry(page, index), target)
+            entry = self.space.entry(page, index)
+            escapes = self._traces.escapes(entry, target)
+            escapes |= bool(entry & W) and not self._memory.ready(target, True)
             assert not escapes, f"{target:#x} is writable"
+            pfn = self._memory.hpa(target << PAGE_SHIFT)
+            if pfn is not None:
+                right = pfn >> PAGE_SHIFT == (entry & self._spec.frame_mask) >> PAGE_SHIFT
+                assert right, f"{target:#x} is not in the frame of {entry:#x}"
+            assert not self._memory.is_absent(target), f"{target:#x} is mapped and absent"

@@ -119,6 +119,10 @@ class WriteTraces:
         table.shadowed = table.shadowed & ~(1 << vcpu_id) | there << vcpu_id
         return table.shadowed != 0
 
+    def frame_moved(self) -> None:
+        """Count without a trace: a PPN derived before may be another's now (EP3)."""
+        self._matrix.place_trace()
+
     def register(self, gfn: int, index: int, vcpu_id: int) -> bool:
         """Note that this VCPU derives from an entry: before the entry is read (Fig. 8, 812).
 

@@ -126,6 +126,16 @@ class GuestWalker:
         top = self._spec.top
         return bool(self._resolve(*self._args, signed, kind, int(user), top, root, _ALL_RIGHTS))
 
+    def unready(self) -> int | None:
+        """Return the first table of the last walk whose entries cannot be read and stored to.
+
+        What the walk has found, or not found, then means nothing: an absent table reads as ones.
+        """
+        if not self._memory.n_unready:
+            return None
+        tables = (step.gfn for step in self.steps() if step.gpa >= 0)
+        return next((gfn for gfn in tables if not self._memory.ready(gfn, True)), None)
+
     @property
     def error(self) -> int:
         return self.reg[m.R_FAULT_ERROR]

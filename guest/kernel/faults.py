@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from penumbra.guest.kernel.areas import ANONYMOUS, PROT_EXEC, PROT_WRITE, Area, page_word
+from penumbra.guest.kernel.device_calls import DEVICE_FILE
 from penumbra.guest.kernel.frames import Frames, OutOfFrames
 from penumbra.guest.kernel.large_pages import LargePages
 from penumbra.guest.kernel.page_cache import PageCache
@@ -142,6 +143,8 @@ class Faults:
         if denied:
             return f"segmentation fault: {denied} {gva:#x}"
         write = bool(error & PF_W)
+        if area.file_id == DEVICE_FILE and area.object_page(vpn):
+            return f"bus error: the device window has no page at {gva:#x}"
         if await self._large.resolve(thread, space, area, vpn, write):
             return ""
         slot = self._tables.find(space, vpn) or await self._tables.make(space, vpn)
@@ -166,7 +169,10 @@ class Faults:
     async def _map_new(self, thread: Thread, area: Area, slot: Slot, write: bool) -> None:
         """Map a page that has no entry."""
         page = area.object_page(slot.vpn)
-        if area.shared:
+        if area.file_id == DEVICE_FILE:
+            gfn, writable = self._frames.device_gfn, True
+            await SetInterrupts(False)
+        elif area.shared:
             gfn = await self._cached(thread, area.file_id, page)
             if area.prot & PROT_WRITE:
                 self._cache.written(area.file_id, page)

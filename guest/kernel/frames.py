@@ -22,6 +22,9 @@ class Frames:
     meets foreign data soon.
 
     Invariant: a frame is either free with no reference or taken with at least one.
+
+    Attributes:
+        device_gfn: A frame that is no RAM: taken at any time, and never counted; -1: there is none.
     """
 
     def __init__(self, first_gfn: int, n_frames: int) -> None:
@@ -31,6 +34,7 @@ class Frames:
         self._free = list(range(first_gfn + n_frames - 1, first_gfn - 1, -1))
         self.reclaim: Callable[[], bool] = lambda: False
         self.freed: Callable[[int], None] = lambda _: None
+        self.device_gfn = -1
 
     @property
     def n_free(self) -> int:
@@ -76,10 +80,13 @@ class Frames:
 
     def share(self, gfn: int) -> None:
         """Add a reference to a taken frame."""
-        self._refs[self._taken(gfn)] += 1
+        if gfn != self.device_gfn:
+            self._refs[self._taken(gfn)] += 1
 
     def drop(self, gfn: int) -> None:
         """Give one reference back; with the last one the frame is free."""
+        if gfn == self.device_gfn:
+            return
         index = self._taken(gfn)
         self._refs[index] -= 1
         if not self._refs[index]:

@@ -37,6 +37,7 @@ from penumbra.guest.kernel.boot import (
     control_registers,
 )
 from penumbra.guest.kernel.bugs import check_bugs
+from penumbra.guest.kernel.device_calls import DeviceDriver
 from penumbra.guest.kernel.disk import DiskDriver
 from penumbra.guest.kernel.faults import Faults
 from penumbra.guest.kernel.file_calls import FileCalls
@@ -59,6 +60,7 @@ from penumbra.guest.kernel.words import Words
 from penumbra.guest.programs.program import Program
 from penumbra.guest.threads import GuestCoroutine, KernelPanic
 from penumbra.hw.formats import PF_RSVD, PF_U, FormatSpec
+from penumbra.hw.interrupts import DEVICE_VECTORS
 from penumbra.hw.operations import Mark, SetInterrupts
 
 ENOSYS, EINVAL = -38, -22
@@ -121,6 +123,8 @@ class Kernel:
         first = layout.first_user_gfn
         n_frames = layout.n_frames - first
         self.frames = Frames(first, min(n_frames, options.user_frames or n_frames))
+        self.device = DeviceDriver(spec)
+        self.frames.device_gfn = self.device.gfn
         words = Words(self.pool, layout)
         self._window = KernelWindow(spec, layout, self.pool, global_pages=options.global_pages)
         self.tables = Tables(spec, layout, self.pool, self._window.root_entries)
@@ -162,6 +166,7 @@ class Kernel:
         self._calls = _call_table(memory, self.processes, self._thread_calls, self._file_calls)
         advice = AdviceCalls(memory, self.large, self.shootdown)
         self._calls["madvise"] = (advice.madvise, 3, 3)
+        self._calls["device_interrupts"] = (self.device.device_interrupts, 1, 1)
 
     @property
     def n_frames(self) -> int:
@@ -295,6 +300,8 @@ class Kernel:
             await self.shootdown.serve(thread.cpu)
         elif vector == VECTOR_STOP:
             await self.shootdown.serve_stop(thread.cpu)
+        elif vector in DEVICE_VECTORS:
+            await self.device.serve(vector)
         elif vector == VECTOR_DISK:
             await self.disk.serve()
             thread.cpu.must_schedule = True  # who slept goes before who computes

@@ -21,6 +21,7 @@ from penumbra.guest.kernel.areas import (
     Area,
     AreaMap,
 )
+from penumbra.guest.kernel.device_calls import refuses
 from penumbra.guest.kernel.frames import Frames, OutOfMemory, TablePool
 from penumbra.guest.kernel.large_pages import LargePages
 from penumbra.guest.kernel.layout import Layout
@@ -83,7 +84,7 @@ class MemoryCalls:
         """(address, length, prot, flags, file or -1, page offset) -> address."""
         address, length, prot, flags, file_id, offset = args
         n_pages = _pages(length)
-        if not n_pages or address % PAGE_BYTES:
+        if not n_pages or address % PAGE_BYTES or refuses(file_id, n_pages, offset, flags):
             return EINVAL
         space = _space(thread)
         await acquire(space.lock)

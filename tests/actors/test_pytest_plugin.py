@@ -280,6 +280,7 @@ def test_a_token_of_another_machine_is_refused(pytester: pytest.Pytester) -> Non
     result.stdout.fnmatch_lines([f"*no machine of this test is {token} any more; made: s1-c*"])
 
 
+@pytest.mark.shows("K7")
 def test_what_the_checker_finds_fails_the_test_unless_it_wants_to_look(
     pytester: pytest.Pytester,
 ) -> None:
@@ -356,6 +357,7 @@ def test_a_machine_that_cannot_be_is_refused_by_name(call: str, cause: str) -> N
     assert maker.built == []
 
 
+@pytest.mark.shows("K7")
 def test_the_matrix_is_made_as_marked_and_checked_at_the_end(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("""
         import pytest

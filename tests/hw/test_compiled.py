@@ -10,14 +10,12 @@ from penumbra.hw.formats import FORMATS, IA32
 from .rig import ENGINES
 
 
-@pytest.mark.shows("H2")
 @pytest.mark.parametrize("engine", ["plain", "numba"])
 def test_the_environment_names_the_engine(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     monkeypatch.setenv(ENGINE_VARIABLE, engine)
     assert engine_name() == engine
 
 
-@pytest.mark.shows("H2")
 @pytest.mark.parametrize("wish", [None, ""])
 def test_without_a_wish_the_fastest_engine_installed_runs(
     monkeypatch: pytest.MonkeyPatch, wish: str | None
@@ -28,7 +26,6 @@ def test_without_a_wish_the_fastest_engine_installed_runs(
     assert engine_name() == ENGINES[-1]
 
 
-@pytest.mark.shows("H2")
 @pytest.mark.parametrize("wish", ["Numba", "python", " plain"])
 def test_an_unknown_engine_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, wish: str) -> None:
     monkeypatch.setenv(ENGINE_VARIABLE, wish)
@@ -36,7 +33,7 @@ def test_an_unknown_engine_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, w
         engine_name()
 
 
-@pytest.mark.shows("H2", "H3")
+@pytest.mark.shows("H3")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_kernels_are_built_once_per_format_and_engine(engine: str) -> None:
     built = [kernels_for(spec, engine) for spec in FORMATS.values()]
@@ -45,6 +42,5 @@ def test_kernels_are_built_once_per_format_and_engine(engine: str) -> None:
     assert len({id(kernels.functions) for kernels in built}) == len(FORMATS)
 
 
-@pytest.mark.shows("H2", "H3")
 def test_every_format_can_be_warmed_up() -> None:
     compile_all()

@@ -34,6 +34,7 @@ def test_a_transfer_that_cannot_be_is_refused_and_leaves_nothing_behind(
     assert (disk.next_due, disk.n_started) == (NEVER, 0)
 
 
+@pytest.mark.shows("H8")
 def test_a_full_queue_refuses_until_something_is_taken_out() -> None:
     disk = Disk(1, 1)
     accepted = [disk.start(0, 0, 0, True, 0) for _ in range(QUEUE_LIMIT + 1)]
@@ -43,6 +44,7 @@ def test_a_full_queue_refuses_until_something_is_taken_out() -> None:
     disk.check()
 
 
+@pytest.mark.shows("H8")
 def test_blocks_are_zero_until_written() -> None:
     disk = Disk(2, 1)
     disk.write(1, b"\x07" * PAGE_BYTES)

@@ -245,3 +245,13 @@ def test_root_registers_are_loaded_through_the_second_level(engine: str) -> None
     assert guest.access(GVA, WRITE) == X
     guest.set_word(guest.root * PAGE, 1 << 1 | P)
     assert isinstance(guest.cpu.load_root(guest.root * PAGE), GeneralProtection)
+
+
+@pytest.mark.shows("H3")
+def test_a_top_level_where_the_second_level_has_nothing_reads_as_ones(engine: str) -> None:
+    guest = Guest(PAE, engine)
+    before = guest.cpu.registers.tolist()
+    assert isinstance(guest.cpu.load_root(0xFEE0_0000), GeneralProtection)
+    after = guest.cpu.registers.tolist()
+    assert after[: m.R_SECOND_READS] == before[: m.R_SECOND_READS]
+    assert after[m.R_VIOLATION] == 0

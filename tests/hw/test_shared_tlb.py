@@ -71,7 +71,7 @@ def test_a_block_uses_no_entry_of_a_siblings_address_space(pair: Siblings, flags
     assert used == [50]
 
 
-@pytest.mark.shows("H7")
+@pytest.mark.shows("H7", "A40 Fig 4")
 def test_siblings_in_one_address_space_share_what_either_loaded(pair: Siblings) -> None:
     pair.second.load_root(pair.roots[0] * PAGE)
     assert [pair.read(pair.first), pair.read(pair.second)] == [(40, True), (40, False)]
@@ -128,7 +128,7 @@ def test_after_its_own_flush_a_cpu_uses_nothing_older_whoever_loaded_it(
     assert pair.read(pair.first) == (60, True)
 
 
-@pytest.mark.shows("H6")
+@pytest.mark.shows("H6", "A40 Fig 3")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_private_tlbs_diverge_until_each_cpu_flushes_itself(engine: str) -> None:
     rig = Rig(IA32, engine)

@@ -27,7 +27,6 @@ def one_run(page: int = 0, kind: int = 0, count: int = 1, offset: int = 0) -> An
     return pack_runs(column(page), column(kind), column(count), column(offset))
 
 
-@pytest.mark.shows("H1")
 @given(runs=runs_of)
 def test_a_packed_run_holds_its_four_columns_at_the_bits_named(
     runs: list[tuple[int, int, int, int]],
@@ -42,7 +41,6 @@ def test_a_packed_run_holds_its_four_columns_at_the_bits_named(
     assert stream.n_references == sum(count for _, _, count, _ in runs)
 
 
-@pytest.mark.shows("H1")
 @pytest.mark.parametrize(
     ("pages", "runs", "salt", "problem"),
     [
@@ -76,7 +74,6 @@ def test_a_stream_names_its_first_broken_invariant(
             stream.check()
 
 
-@pytest.mark.shows("H1")
 def test_streams_are_equal_by_content_and_have_no_hash() -> None:
     stream = AccessStream(column(1), one_run(), 1)
     assert stream == AccessStream(column(1), one_run(), 1)

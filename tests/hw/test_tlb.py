@@ -105,7 +105,7 @@ steps = st.one_of(
 )
 
 
-@pytest.mark.shows("H4", "H5")
+@pytest.mark.shows("H4", "H5", "VTLB Fig 2")
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("spec", [IA32, X86_64], ids=lambda spec: spec.name)
 def test_sets_keep_the_most_recently_used_and_lose_what_each_event_drops(

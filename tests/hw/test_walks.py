@@ -55,7 +55,7 @@ def lay(rig: Rig, gva: int, tables: list[int], entries: list[int]) -> None:
         rig.set_word(table * PAGE + index * rig.spec.entry_bytes, entry)
 
 
-@pytest.mark.shows("H2")
+@pytest.mark.shows("H2", "A40 Fig 2A", "A40 Fig 2B")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_ia32_translates_faults_and_sets_bits_exactly_as_the_manual_says(engine: str) -> None:
     @settings(deadline=None, max_examples=250)

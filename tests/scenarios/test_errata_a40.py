@@ -40,12 +40,12 @@ def assert_fails_as_printed_and_holds_as_built(name: str) -> None:
         assert explore(scene.world.with_order(scene.right).program(), model).n_failing == 0
 
 
-@pytest.mark.shows("EP1", "P4", "Fig 12 878", "A40 ¶128")
+@pytest.mark.shows("EP1", "race 2", "P4", "Fig 12 878", "A40 ¶128")
 def test_EP1_a_patch_freed_last_loses_the_store_that_coalesced_with_it() -> None:
     assert_fails_as_printed_and_holds_as_built("free_last")
 
 
-@pytest.mark.shows("EP2", "P3", "Fig 11 837", "A40c 55", "A40c 65", "A40c 71")
+@pytest.mark.shows("EP2", "race 3", "P3", "Fig 11 837", "A40c 55", "A40c 65", "A40c 71")
 def test_EP2_a_patch_rewritten_while_it_is_read_passes_for_another() -> None:
     assert_fails_as_printed_and_holds_as_built("no_version")
 
@@ -74,7 +74,7 @@ def test_EP4_an_entry_read_before_its_consumer_is_registered_may_be_old() -> Non
     assert explore(Filling(fences=False).program(), Model.TSO).n_failing > 0
 
 
-@pytest.mark.shows("EP5", "Fig 11 832", "A40 ¶95")
+@pytest.mark.shows("EP5", "Fig 11 832", "A40 ¶95-96")
 def test_EP5_who_stops_being_a_consumer_and_keeps_its_copy_misses_a_store() -> None:
     for model in Model:
         assert explore(Filling(leaves=True, keeps=True).program(), model).n_failing > 0
@@ -135,7 +135,7 @@ def test_EP7_a_table_linked_again_with_patches_waiting_is_old() -> None:
 
 
 @both_formats
-@pytest.mark.shows("EP7", "P4", "V4")
+@pytest.mark.shows("EP7", "P4", "V4", "C2")
 @pytest.mark.parametrize("channels", [kind.value for kind in Channels])
 def test_EP7_the_checker_refuses_the_translation_of_a_table_linked_as_it_was(
     spec: FormatSpec, channels: str
@@ -237,7 +237,7 @@ def test_EP11_a_frame_that_was_a_table_and_is_one_again_is_followed_again(
     bench.assert_coherent()
 
 
-@pytest.mark.shows("EP13", "EP16", "A40c 62", "A40c 68", "A40c 74")
+@pytest.mark.shows("EP13", "EP16", "race 6", "A40c 62", "A40c 68", "A40c 74")
 def test_EP13_EP16_one_copy_for_two_consumers_needs_its_lock_and_both_take_their_patches() -> None:
     scene = SCENES["no_entry_lock"]
     assert scene.play(scene.fault) == scene.wrong
@@ -246,7 +246,7 @@ def test_EP13_EP16_one_copy_for_two_consumers_needs_its_lock_and_both_take_their
     assert str(refused.value) == scene.forbids
 
 
-@pytest.mark.shows("EP14", "P9")
+@pytest.mark.shows("EP14", "race 4", "P9")
 @pytest.mark.parametrize(
     "switch",
     [
@@ -261,7 +261,7 @@ def test_EP14_a_store_is_seen_before_its_patch_unless_pending_says_so(switch: st
     assert_fails_as_printed_and_holds_as_built(switch)
 
 
-@pytest.mark.shows("EP15", "P9", "V6")
+@pytest.mark.shows("EP15", "race 5", "P9", "V6")
 @pytest.mark.parametrize("switch", ["no_recheck", "no_count_check"])
 def test_EP15_a_trace_placed_between_check_and_install_leaves_a_writable_copy(switch: str) -> None:
     assert_fails_as_printed_and_holds_as_built(switch)

@@ -86,7 +86,7 @@ def test_a_bystander_writes_by_its_own_channels(spec: FormatSpec) -> None:
 
 
 @every_format
-@pytest.mark.shows("V6", "P3")
+@pytest.mark.shows("V6", "P3", "A40 ¶95-96")
 def test_nobody_is_told_of_an_entry_nothing_derives_from(spec: FormatSpec) -> None:
     bench, second, other = page_table_292a(spec, patch())
     bench.poke(VCPU_A, other, FOURTH_GPPN << 12 | USED)
@@ -110,7 +110,7 @@ def test_836_stores_to_one_entry_coalesce_into_its_patch(spec: FormatSpec) -> No
 
 
 @every_format
-@pytest.mark.shows("P3", "P10", "Fig 11 838", "Fig 11 844")
+@pytest.mark.shows("P3", "P10", "Fig 11 838", "Fig 11 844", "A40 ¶109")
 def test_844_a_full_channel_shoots_down_its_own_consumer_and_no_other(spec: FormatSpec) -> None:
     bench, second, other = page_table_292a(spec, patch(capacity=1))
     bench.access(VCPU_C, OTHER)

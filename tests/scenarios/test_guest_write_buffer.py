@@ -259,7 +259,7 @@ def test_a_frame_that_becomes_a_table_is_marked_in_every_shadow_and_tlb_entry(
     bench.assert_coherent()
 
 
-@pytest.mark.shows("EG3", "EG4")
+@pytest.mark.shows("EG3", "EG4", "C2")
 @pytest.mark.parametrize(("fault", "gva"), [("mark_unflushed", WINDOW), ("mark_unflushed", ALIAS)])
 def test_a_mark_that_a_tlb_does_not_know_of_logs_nothing(fault: str, gva: int) -> None:
     bench, _ = becoming_a_table(fault=fault)

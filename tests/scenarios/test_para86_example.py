@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from penumbra.actors.vmm.schemes import Scheme
-from penumbra.hw.formats import IA32, PAE, X86_64, FormatSpec
+from penumbra.hw.formats import IA32, PAE, PAGE_SHIFT, X86_64, FormatSpec, P
 from tests.actors.vmm.bench import USED, Bench, patch, shootdown
 
 every_format = pytest.mark.parametrize("spec", [IA32, PAE, X86_64], ids=lambda spec: spec.name)
@@ -41,6 +41,39 @@ class Example:
     def used(self, gvpn: int) -> list[int | object]:
         """Return the frames that A and C use."""
         return [self.bench.access(vcpu, gvpn) for vcpu in (A, C)]
+
+
+def shadowed(bench: Bench, vcpu: int, gvpn: int) -> int:
+    """Return the machine frame to which a CPU's shadow table in RAM leads, read by hand."""
+    spec, address = bench.spec, int(bench.cpus[vcpu].reg[0])
+    for level in range(spec.top, -1, -1):
+        at = address + spec.levels[level].index(gvpn) * spec.entry_bytes
+        entry = bench.ram.load(at, spec.entry_bytes)
+        assert entry & P
+        address = entry & spec.frame_mask
+    return address >> PAGE_SHIFT
+
+
+@pytest.mark.parametrize("spec", [IA32, X86_64], ids=lambda spec: spec.name)
+@pytest.mark.shows("G1", "V4", "A40 Fig 6")
+def test_figure_6_four_cpus_have_a_shadow_each_of_three_sets_of_guest_tables(
+    spec: FormatSpec,
+) -> None:
+    bench = Example(spec, patch()).bench
+    assert [bench.access(vcpu, FIRST_GVPN) for vcpu in (A, B, C, D)] == [
+        FIRST_GPPN, 50, FIRST_GPPN, 50,
+    ]  # fmt: skip
+    tables = [submm.registers.cr3 for submm in bench.submms]
+    assert tables[A] == tables[C], "292A"
+    assert len(set(tables)) == 3, "and 292B, 292C"
+    shadows = [int(cpu.reg[0]) for cpu in bench.cpus]
+    assert len(set(shadows)) == 4, "392A to 392D"
+    assert not {bench.memory.hpa(table) for table in tables} & set(shadows)
+    machine = bench.memory.frame_view
+    assert [shadowed(bench, vcpu, FIRST_GVPN) for vcpu in (A, B, C, D)] == [
+        machine[FIRST_GPPN], machine[50], machine[FIRST_GPPN], machine[50],
+    ]  # fmt: skip
+    bench.assert_coherent()
 
 
 @every_format

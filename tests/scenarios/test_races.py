@@ -54,7 +54,7 @@ def test_race_1_the_later_store_of_another_producer_counts(
 
 
 @every_format
-@pytest.mark.shows("P9", "race 1")
+@pytest.mark.shows("P9", "race 1", "C2")
 @pytest.mark.parametrize(
     "last", [LAST << 12 | USED, MIDDLE << 12 | READ_ONLY, MIDDLE << 12 | CLEAN]
 )
@@ -105,7 +105,7 @@ def test_race_5_a_derived_value_older_than_a_trace_is_not_used(spec: FormatSpec)
 
 
 @every_format
-@pytest.mark.shows("P9", "V6", "race 5")
+@pytest.mark.shows("P9", "V6", "race 5", "C2")
 def test_race_5_without_the_count_check_a_store_to_a_table_is_never_seen(spec: FormatSpec) -> None:
     bench, region, gva = traced_between_post_and_event(spec, Order.NO_COUNT_CHECK)
     bench.store(1, gva, LAST << 12 | USED, user=True)
@@ -115,7 +115,7 @@ def test_race_5_without_the_count_check_a_store_to_a_table_is_never_seen(spec: F
 
 
 @every_format
-@pytest.mark.shows("P4")
+@pytest.mark.shows("P4", "C2")
 def test_a_patch_left_in_its_channel_and_forgotten_is_lost(spec: FormatSpec) -> None:
     for order, used in ((Order.CORRECT, LAST), (Order.LEFT_UNMARKED, OLD)):
         bench = Bench(spec, patch(), order=order)

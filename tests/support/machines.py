@@ -16,6 +16,10 @@ from penumbra.guest.programs.program import Program
 from penumbra.guest.workloads.workload import Workload, named_workload
 from penumbra.hw.costs import CostProfile
 
+# One preset of each way to keep derived tables coherent. The others differ from one of these in
+# channels, fill or limits: `test_presets.py` and `test_random_machines.py` run them all.
+FAMILIES = ("native", "shootdown", "patch", "vtlb", "write-buffer", "out-of-sync", "nested")
+
 SMALL_STORM = named_workload("fork-storm", depth=1, pages=4, rounds=1)
 SMALL_CHURN = named_workload("mmap-churn", steps=15, pages=6)
 SMALL_STRESS = named_workload("shootdown-stress", threads=2, rounds=3, pages=2)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from penumbra.actors.vmm.contents import Translation, translations
 from penumbra.actors.vmm.fill import Forward, Outcome, PlaceTraces
 from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.secondary import Owed
@@ -238,6 +239,10 @@ class VirtualTlb:
         """Nobody is told."""
         return []
 
+    def consumers(self, key: Key) -> int:
+        """No change concerns anybody before his own event."""
+        return 0
+
     def tell(self, key: Key, consumers: int) -> int:
         """There are no channels to tell anybody by."""
         return 0
@@ -260,6 +265,10 @@ class VirtualTlb:
 
     def drop_table(self, gfn: int) -> None:
         pass
+
+    def forget_frame(self, gfn: int) -> None:
+        """Drop everything: entries are not kept by what they map."""
+        self.state.empty()
 
     def stores_lost(self) -> int:
         """No store is followed, so none can be lost."""
@@ -294,6 +303,17 @@ class VirtualTlb:
 
     def take_applied(self) -> int:
         return 0
+
+    def entries(self) -> list[Translation]:
+        """Return the content of the virtual TLB this VCPU runs on: the user's, the supervisor's."""
+        state = self.state
+        user, supervisor = (
+            translations(
+                state.spec, state.memory.ram, h.address, "user" if h.user else "supervisor"
+            )
+            for h in state.pair.both
+        )
+        return user + supervisor
 
     def check(self) -> None:
         """Assert that the tables are what the books say, and no access can bypass its privilege."""

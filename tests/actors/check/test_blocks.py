@@ -61,6 +61,7 @@ def test_runs_and_references_are_counted() -> None:
     assert verdict.coherent
 
 
+@pytest.mark.shows("C1")
 def test_each_run_of_a_block_is_judged_by_its_own_frame() -> None:
     rig = mapped()
     stream = stream_of([(0, READ)] * 3 + [(1, READ)] * 3)
@@ -143,6 +144,7 @@ TURNS = st.lists(
 )
 
 
+@pytest.mark.shows("C1")
 @given(turns=TURNS)
 @settings(max_examples=80, deadline=None)
 def test_a_block_is_judged_as_its_runs_one_by_one(turns: list[Any]) -> None:

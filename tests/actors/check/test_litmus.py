@@ -155,6 +155,7 @@ def outcomes(test: dict[str, Any]) -> set[tuple[str, ...]]:
     return found
 
 
+@pytest.mark.shows("C1")
 @pytest.mark.parametrize("test", TESTS, ids=[test["id"] for test in TESTS])
 def test_the_oracle_accepts_exactly_the_outcomes_that_the_architecture_allows(
     test: dict[str, Any],

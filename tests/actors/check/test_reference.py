@@ -269,6 +269,7 @@ _SETTINGS = settings(
 )
 
 
+@pytest.mark.shows("C1")
 @_WORLDS
 @given(data=st.data())
 @_SETTINGS
@@ -281,6 +282,7 @@ def test_an_access_is_accepted_exactly_if_some_cache_state_allows_it(
     assert [access for access, said, right in pair.answers() if said != right] == []
 
 
+@pytest.mark.shows("C1")
 @_WORLDS
 @given(data=st.data())
 @_SETTINGS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from penumbra.actors.check import Allowed, Verdict
 
 from .rig import LINK, PSE, USED, WRITE, A, D, Rig, W
@@ -22,6 +24,7 @@ def told(rig: Rig) -> list[str]:
     return [violation.explain() for violation in rig.oracle.verdict().violations]
 
 
+@pytest.mark.shows("C1")
 def test_a_use_after_the_flush_names_the_stores_and_the_flush_that_closed_the_entry() -> None:
     rig = two_level()
     rig.store(PTE, 0x9000 | USED)
@@ -41,6 +44,7 @@ def test_a_use_after_the_flush_names_the_stores_and_the_flush_that_closed_the_en
     )
 
 
+@pytest.mark.shows("C1")
 def test_what_may_still_be_cached_is_listed_beside_the_present_translation() -> None:
     rig = two_level()
     rig.store(PTE, 0x9000 | (USED & ~W))
@@ -52,6 +56,7 @@ def test_what_may_still_be_cached_is_listed_beside_the_present_translation() -> 
     assert [value.closed for value in violation.history[1].values] == ["", ""]
 
 
+@pytest.mark.shows("C1")
 def test_a_fault_that_nothing_explains_is_told_with_what_the_tables_say() -> None:
     rig = two_level()
     rig.faults(PAGE, 5)
@@ -78,6 +83,7 @@ def test_a_flush_is_told_of_that_is_too_long_ago_to_be_named() -> None:
     assert "from #65 to #66, closed by an event of VCPU 0 up to #67\n" in told(rig)[0]
 
 
+@pytest.mark.shows("C1")
 def test_missing_rights_and_missing_bits_have_their_own_words() -> None:
     rig = two_level()
     for bits, kind in ((USED & ~W, WRITE), (USED & ~A, 0), (USED & ~D, WRITE)):
@@ -90,6 +96,7 @@ def test_missing_rights_and_missing_bits_have_their_own_words() -> None:
     ]
 
 
+@pytest.mark.shows("C1")
 def test_twenty_violations_are_described_and_all_are_counted() -> None:
     rig = two_level()
     for _ in range(25):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
+import pytest
+
+from penumbra.actors.check.frames import AWAY
 
 from .rig import LINK, PAE, PSE, USED, G, Rig
 
@@ -187,3 +191,39 @@ def test_global_translations_stay_exact_through_many_roots() -> None:
     rig.oracle.event(0, "INVLPG", 0x1000)
     assert rig.uses(0x1000, 8) == "wrong"
     assert len(rig.oracle._windows[0].roots) <= 1 << 10
+
+
+@pytest.mark.shows("V3")
+@pytest.mark.parametrize("tables", [(ROOT, TABLE), (ROOT, 0x2000, 0x3000, TABLE)])
+def test_a_frame_that_is_away_is_used_by_nobody_and_keeps_its_entries(
+    tables: tuple[int, ...],
+) -> None:
+    rig = Rig("ia32" if len(tables) == 2 else "x86-64")
+    for above, below in pairwise(tables):
+        rig.hardware(above, below | LINK)
+    rig.hardware(TABLE + rig.width, 0x8000 | USED)
+    rig.start(ROOT, PSE if len(tables) == 2 else PAE)
+    assert rig.uses(0x1000, 8) == "fresh"
+    old, new = rig.pfn(4), 50
+    rig.oracle.grant(4, AWAY)
+    content = bytes(rig.ram[old << 12 : (old + 1) << 12])
+    rig.ram[old << 12 : (old + 1) << 12] = bytes(4096)  # another's now
+    assert rig.flags[old] == 0
+    assert rig.uses(0x1000, 8) == "fresh", "the table is read as it was when it went"
+    rig.oracle.grant(8, AWAY)
+    assert rig.uses(0x1000, 8) == "wrong"
+    rig.ram[new << 12 : (new + 1) << 12] = content
+    rig.oracle.grant(4, new)
+    rig.oracle.grant(8, rig.pfn(8))
+    assert (int(rig.flags[new]), rig.uses(0x1000, 8)) == (1, "fresh")
+    rig.oracle.check()
+
+
+@pytest.mark.shows("V3")
+@pytest.mark.parametrize(("where", "error"), [(AWAY, "true"), (-1, "wrong")])
+def test_ram_that_was_never_anywhere_is_zero_as_no_ram_is_not(where: int, error: str) -> None:
+    rig = Rig("ia32")
+    rig.oracle.grant(100, where)
+    rig.hardware(ROOT, 100 << 12 | LINK)
+    rig.start(ROOT)
+    assert rig.faults(0x1000, 4) == error

@@ -162,7 +162,7 @@ async def play(history: list[Step], capacity: int, lazy: bool, seed: int | None)
     rig.source.check()
 
 
-@pytest.mark.shows("P11", "K5")
+@pytest.mark.shows("P11", "K5", "A40 ¶126")
 @pytest.mark.parametrize("loop", ["trio", "asyncio"])
 @settings(max_examples=150, deadline=None)
 @given(

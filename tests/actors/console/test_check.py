@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from penumbra.actors.vmm.schemes import PRESETS
+from machines import FAMILIES
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 MMU, WALK = str(DATA / "mmu_cases_sample.npz"), str(DATA / "walk_sample_ia32.npz")
@@ -27,7 +26,7 @@ def wrong(name: str, column: str, flip: int, n: int) -> str:
 
 
 @pytest.mark.shows("H2")
-@pytest.mark.parametrize("scheme", PRESETS)
+@pytest.mark.parametrize("scheme", FAMILIES)
 def test_recorded_accesses_pass_and_say_under_what(penumbra: Penumbra, scheme: str) -> None:
     code, out, err = penumbra("check", "mmu", MMU, "--scheme", scheme)
     assert (code, err) == (0, "")

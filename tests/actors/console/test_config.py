@@ -57,6 +57,7 @@ def test_a_shipped_cost_profile_is_named_and_overridden_price_by_price() -> None
     assert decoded(STORM, "costs.profile=native-2006").costs == shipped_profiles()["native-2006"]
 
 
+@pytest.mark.shows("S1")
 def test_a_listed_scheme_keeps_what_the_file_does_not_override() -> None:
     text = '[scheme]\nname = "patch"\napply = "invalidate"\n[scheme.options]\ncapacity = 2\n'
     scheme = decoded(text + STORM).scheme
@@ -64,6 +65,7 @@ def test_a_listed_scheme_keeps_what_the_file_does_not_override() -> None:
     assert (scheme.apply, scheme.options) == ("invalidate", SchemeOptions(capacity=2))
 
 
+@pytest.mark.shows("S1")
 def test_a_scheme_of_another_name_is_a_composition_of_its_own() -> None:
     text = (
         '[scheme]\nname = "mine"\ndetect = "write-trace"\npropagate = "shootdown"\n'

@@ -96,7 +96,6 @@ def test_the_files_that_are_changed_below_are_good_as_they_are(penumbra: Penumbr
     assert penumbra("trace", "import", "--lackey", "good.log", "-o", "out.trace").code == 0
 
 
-@pytest.mark.shows("H2")
 @pytest.mark.parametrize("kind", FILES)
 def test_damaged_arrays_are_checked_or_refused(penumbra: Penumbra, kind: str) -> None:
     whole = (DATA / FILES[kind][0]).read_bytes()
@@ -111,7 +110,6 @@ def test_damaged_arrays_are_checked_or_refused(penumbra: Penumbra, kind: str) ->
     run()
 
 
-@pytest.mark.shows("H2")
 @pytest.mark.parametrize("kind", FILES)
 def test_arrays_of_other_shapes_types_and_numbers_are_checked_or_refused(
     penumbra: Penumbra, kind: str
@@ -173,7 +171,6 @@ LITMUS = document(
 )
 
 
-@pytest.mark.shows("H5")
 def test_any_litmus_document_runs_or_is_refused(penumbra: Penumbra) -> None:
     path = Path("some.json")
 
@@ -187,7 +184,6 @@ def test_any_litmus_document_runs_or_is_refused(penumbra: Penumbra) -> None:
     run()
 
 
-@pytest.mark.shows("H5")
 @given(spoilt((DATA / "litmus_sample.json").read_bytes()))
 @settings(deadline=None)
 def test_damaged_litmus_files_hold_tests_or_are_refused(
@@ -249,7 +245,6 @@ def decoded_or_refused(path: Path) -> None:
     assert "\n" not in cause
 
 
-@pytest.mark.shows("H11", "S1")
 @given(mutated(CONFIG))
 @settings(deadline=None, max_examples=400)
 def test_any_configuration_is_taken_whole_or_refused_by_its_place(
@@ -260,7 +255,6 @@ def test_any_configuration_is_taken_whole_or_refused_by_its_place(
     decoded_or_refused(path)
 
 
-@pytest.mark.shows("H11")
 @given(spoilt(as_file(CONFIG).encode()))
 @settings(deadline=None, max_examples=200)
 def test_a_damaged_configuration_is_taken_whole_or_refused_by_its_place(
@@ -292,7 +286,6 @@ def test_what_is_refused_on_reading_never_runs(penumbra: Penumbra) -> None:
 # ---- recordings ----------------------------------------------------------------------------------
 
 
-@pytest.mark.shows("G9")
 def test_a_damaged_recording_is_refused_in_one_line(penumbra: Penumbra) -> None:
     whole = (RECORDINGS / "pipeline.trace").read_bytes()
     path = Path("some.trace")
@@ -318,7 +311,6 @@ SYSCALL[7,1](252) exit_group( 0 ) --> [pre-success] Success(0x0)
 """
 
 
-@pytest.mark.shows("G9")
 def test_a_damaged_log_is_imported_or_refused_in_one_line(penumbra: Penumbra) -> None:
     path = Path("some.log")
 

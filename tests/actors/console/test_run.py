@@ -49,6 +49,7 @@ def test_a_run_prints_its_table_and_leaves_its_folder(penumbra: Penumbra) -> Non
     assert "\x1b" not in out
 
 
+@pytest.mark.shows("K5")
 def test_the_same_seed_gives_the_same_bytes_on_either_engine_and_loop_checked_or_not(
     penumbra: Penumbra,
 ) -> None:
@@ -93,6 +94,7 @@ def test_json_is_all_that_stands_on_stdout(penumbra: Penumbra) -> None:
     assert said["checker"] == json.loads((Path(said["folder"]) / "verdict.json").read_bytes())
 
 
+@pytest.mark.shows("C1")
 def test_a_run_without_a_checker_says_so_and_is_no_failure(penumbra: Penumbra) -> None:
     assert penumbra("run", "fork-storm", *TINY, "--no-check", "--quiet") == (
         0, "patch: UNCHECKED\n", "",
@@ -108,6 +110,7 @@ def test_a_guest_that_ends_for_a_named_reason_is_shown_with_it(penumbra: Penumbr
     assert "max_progress 500" in json.loads(penumbra(*words, "--json")[1])["summary"]["ended"]
 
 
+@pytest.mark.shows("C1", "C2")
 def test_a_broken_protocol_is_found_and_explained(penumbra: Penumbra) -> None:
     words = ("run", "shootdown-stress", "--set", "workload.rounds=2", *BROKEN)
     code, out, err = penumbra(*words)
@@ -137,6 +140,7 @@ def test_a_guests_own_mistakes_are_named_and_fail_the_run_only_by_wish(penumbra:
     )
 
 
+@pytest.mark.shows("S2", "S3")
 def test_schemes_are_compared_side_by_side(penumbra: Penumbra) -> None:
     code, out, err = penumbra("compare", "fork-storm", *TINY, "--jobs", "1", *THREE)
     assert (code, err) == (0, "")
@@ -179,6 +183,7 @@ def test_workers_give_what_one_process_gives(penumbra: Penumbra) -> None:
     assert together == alone
 
 
+@pytest.mark.shows("C5")
 def test_guests_that_end_with_other_memory_are_named_and_fail_the_comparison(
     penumbra: Penumbra,
 ) -> None:

@@ -132,6 +132,7 @@ def test_plain_posts_and_batches_alternate_without_coalescing_into_anothers_slot
             assert all(patch.derived == patch.source ^ (HIGH | 4) for patch in usable)
 
 
+@pytest.mark.shows("P9")
 def test_a_derived_value_older_than_the_last_trace_is_posted_and_not_used(engine: Engine) -> None:
     matrix = matrix_of(4)
     count = matrix.count

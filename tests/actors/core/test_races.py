@@ -77,7 +77,7 @@ def test_among_all_schedules_only_those_with_the_fault_go_wrong(name: str) -> No
         assert explore(program, Model.SC).n_failing == 0, "it takes store buffers to show"
 
 
-@pytest.mark.shows("P7", "P9", "A40c 55", "A40c 65", "A40c 71")
+@pytest.mark.shows("P7", "P9", "A40c 55", "A40c 65", "A40c 71", "A40 ¶120")
 @pytest.mark.parametrize("model", Model)
 @pytest.mark.parametrize("label", SMALL)
 def test_no_schedule_of_a_small_world_goes_wrong(label: str, model: Model) -> None:

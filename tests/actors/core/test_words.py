@@ -45,7 +45,7 @@ def test_names_say_producer_consumer_and_slot() -> None:
     assert layout.name(marks + 2 * stride) == "in_use[0>1:2]"
 
 
-@pytest.mark.shows("P1", "Fig 9 394F")
+@pytest.mark.shows("P1", "Fig 9 394F", "A40 ¶101")
 def test_the_in_use_indicator_may_stand_in_three_places() -> None:
     field, base, outside = (Layout(1, 2, form).channel(0, 0) for form in InUse)
     assert field[3] == field[2] + 6

@@ -29,7 +29,7 @@ from litmus_tests import (
     write,
     xchg_entry,
 )
-from machines import scheme_with
+from machines import FAMILIES, scheme_with
 
 from penumbra.actors.lab.litmus import Finding, Hardware, LitmusRunner, Plan, Way
 from penumbra.actors.machine.coherence import BareHardware, Coherence, Monitored, ProducerRef
@@ -39,7 +39,7 @@ from penumbra.actors.runtime import ActorSystem, ScheduleMismatch
 from penumbra.actors.vmm.schemes import PRESETS, Scheme
 from penumbra.guest.litmus import LitmusTest, read_tests
 
-SCHEMES = tuple(PRESETS)
+SCHEMES = FAMILIES
 TESTS = read_tests(SAMPLE)
 BY_ID = {test.id: test for test in TESTS}
 OLD, NEW, OTHER = "0x10000", "0x12000", "0x11000"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from machines import FAMILIES
 
 from penumbra.actors.lab.files import FileRefusedError
 from penumbra.actors.lab.mmu_cases import (
@@ -29,7 +30,7 @@ from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.hw.formats import CR0_PG, CR4_PSE, PS, A, D, P, U, W
 
 SAMPLE = Path(__file__).resolve().parents[2] / "data" / "mmu_cases_sample.npz"
-SCHEMES = tuple(PRESETS)
+SCHEMES = FAMILIES
 RESULTS = tuple(name for name in Case._fields[13:])
 LINK = P | W | U
 Columns = dict[str, npt.NDArray[np.int64]]

@@ -70,7 +70,9 @@ def test_with_one_slot_every_overflow_policy_is_right_in_every_kind(
         assert (counters.get("overflow_wait", 0) > 0) == (overflow == "wait")
 
 
-@pytest.mark.shows("P1", "P3", "P4", "P8", "A40 ¶99", "A40 ¶101", "A40 ¶108", "A40 ¶117")
+@pytest.mark.shows(
+    "P1", "P3", "P4", "P8", "A40 ¶99", "A40 ¶101", "A40 ¶108", "A40 ¶117", "A40 ¶128"
+)
 @pytest.mark.parametrize(
     "options",
     [

@@ -37,6 +37,7 @@ def test_the_guest_does_the_same_under_each(workload: Workload, scheme: str) -> 
     assert len({summary["cost"] for summary in runs}) == len(runs)
 
 
+@pytest.mark.shows("A40 ¶114")
 def test_without_privilege_every_privileged_instruction_and_every_system_call_traps() -> None:
     assisted, deprivileged = run(SMALL_STORM, "assisted"), run(SMALL_STORM, "deprivileged")
     more = {
@@ -50,6 +51,7 @@ def test_without_privilege_every_privileged_instruction_and_every_system_call_tr
     assert more["return"] <= sum(deprivileged["counters"][name] for name in entries)
 
 
+@pytest.mark.shows("A40 ¶114")
 def test_translated_code_calls_out_instead_of_trapping() -> None:
     deprivileged, translated = run(SMALL_STORM, "deprivileged"), run(SMALL_STORM, "translated")
     trapped = set(deprivileged["exits"]) - set(translated["exits"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
-from machines import scheme_with, workload_of
+from machines import FAMILIES, scheme_with, workload_of
 from small_programs import SmallProgram, map_pages
 
 from penumbra.actors.check import Verdict
@@ -20,7 +20,7 @@ from penumbra.hw.costs import CostProfile
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT
 from penumbra.hw.operations import FinishedDma, SetInterrupts, SpinUntil, StartDma, Store, Syscall
 
-SCHEMES = tuple(PRESETS)
+SCHEMES = FAMILIES
 _N_PAGES = 8
 _MASK = (1 << 64) - 1
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from machines import SMALL_CHURN, SMALL_STRESS, run_machine
+from machines import FAMILIES, SMALL_CHURN, SMALL_STRESS, run_machine
 
-from penumbra.actors.vmm.schemes import PRESETS
-
-SCHEMES = tuple(PRESETS)
+SCHEMES = FAMILIES
 
 
 @pytest.mark.shows("G4", "C1")

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
-from machines import SMALL_CHURN, SMALL_STORM, SMALL_STRESS
+from machines import FAMILIES, SMALL_CHURN, SMALL_STORM, SMALL_STRESS
 
 from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.host import Host
@@ -50,13 +50,13 @@ def build_host(scheme: str = "patch", **config: Any) -> Host:
     return host
 
 
-@pytest.mark.shows("S3", "C5")
+@pytest.mark.shows("S3", "C5", "VTLB Fig 1", "G5")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("workload", [SMALL_STORM, SMALL_STRESS, SMALL_CHURN], ids=lambda w: w.name)
 def test_every_scheme_ends_coherent_at_equal_progress_and_memory(
     shape: str, workload: Workload
 ) -> None:
-    runs = {scheme: run(workload, scheme, **SHAPES[shape]) for scheme in PRESETS}
+    runs = {scheme: run(workload, scheme, **SHAPES[shape]) for scheme in FAMILIES}
     seen = set()
     for scheme, result in runs.items():
         assert result.summary["ended"] == "finished", scheme
@@ -93,7 +93,7 @@ def test_what_the_cpus_counted_is_shared_out_among_the_vcpus() -> None:
     assert total["walk_read"] == counted[m.R_WALK_READS] > 0
 
 
-@pytest.mark.shows("K1")
+@pytest.mark.shows("K1", "A40 Fig 5")
 def test_each_cpu_is_one_task_and_each_vm_has_its_own() -> None:
     host = build_host(vcpus=2, cpus=1, vms=2, slice=700)
     anyio.run(host.run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import msgspec
 import pytest
-from machines import SMALL_STRESS, run_machine, scheme_with, workload_of
+from machines import FAMILIES, SMALL_STRESS, run_machine, scheme_with, workload_of
 from small_programs import SmallProgram, map_pages
 
 from penumbra.actors.machine.build import ConfigurationError, build_machine
@@ -17,7 +17,7 @@ from penumbra.hw.costs import CostProfile
 from penumbra.hw.formats import FORMATS, PAGE_BYTES, P, U, W
 from penumbra.hw.operations import Invlpg, Load, Store, Syscall
 
-SCHEMES = tuple(PRESETS)
+SCHEMES = FAMILIES
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 
 
@@ -189,7 +189,7 @@ def _run_scribbling(small: SmallProgram, scheme: Scheme) -> tuple[str, str]:
     return machine.ended, record.ended
 
 
-@pytest.mark.shows("K4")
+@pytest.mark.shows("K4", "P6")
 @pytest.mark.parametrize("loop", ["trio", "asyncio"])
 def test_a_cancelled_machine_leaves_no_task_and_no_half_done_exit(loop: str) -> None:
     async def endless() -> None:

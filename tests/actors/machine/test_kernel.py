@@ -157,7 +157,7 @@ def test_the_console_serves_calls_when_its_world_runs_and_the_caller_does_not_wa
     assert console.receive(Work(10_000)) == Left(200, 0, ("> b",))
 
 
-@pytest.mark.shows("V10")
+@pytest.mark.shows("V10", "A40 Fig 5")
 def test_monitors_report_their_guests_ends_to_the_console() -> None:
     summary = run(SMALL_STRESS, **SHARED, vms=2)
     ends = [record["ended"] for record in summary["processes"]]
@@ -193,6 +193,7 @@ def test_the_hosted_form_does_the_same_and_pays_world_switches_for_device_calls(
     assert "kernel_call" not in runs["native", "hosted"]["counters"]
 
 
+@pytest.mark.shows("V7", "G2")
 def test_a_guest_paged_to_disk_under_a_kernel_does_what_it_does_alone() -> None:
     alone = run(SMALL_STORM, vcpus=2)
     shared = run(SMALL_STORM, vcpus=2, applications=1, cpus=2)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from machines import run_machine, scheme_with, workload_of
+from machines import FAMILIES, run_machine, scheme_with, workload_of
 from small_programs import SmallProgram, map_pages
 
-from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.guest.workloads.verify import ARENA_AT, SHARED_AT, WORD, expect
 from penumbra.guest.workloads.workload import named_workload
 from penumbra.hw.formats import PAGE_BYTES
 from penumbra.hw.operations import Load, Store, Syscall
 
-SCHEMES = tuple(PRESETS)
+SCHEMES = FAMILIES
 THRASH = named_workload("swap-thrash", processes=2, threads=2, pages=32, rounds=2)
 SMALL: dict[str, Any] = {
     "user_frames": 16,
@@ -28,7 +27,7 @@ def left_by(summary: dict[str, Any]) -> list[tuple[int, str, int, str]]:
     return [(p["pid"], p["ended"], p["pages"], p["digest"]) for p in summary["processes"]]
 
 
-@pytest.mark.shows("G2", "H8", "C1")
+@pytest.mark.shows("G2", "H8", "C1", "A40 Fig 1", "S2")
 @pytest.mark.parametrize("paging", ["ia32", "pae", "x86-64"])
 @pytest.mark.parametrize(("vcpus", "tlb", "capacity"), [(1, 8, 1), (2, 16, 64), (4, 8, 2)])
 def test_a_working_set_of_eight_times_the_memory_is_right_and_coherent_in_every_scheme(

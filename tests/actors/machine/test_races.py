@@ -20,7 +20,7 @@ def test_race_1_a_stale_derived_value_is_refused_by_the_source_comparison() -> N
     assert ended == "segmentation fault: write to read-only 0x20000000"
 
 
-@pytest.mark.shows("P9", "A40c 49")
+@pytest.mark.shows("P9", "A40c 49", "C2")
 def test_race_1_without_the_source_comparison_is_caught_by_the_checker() -> None:
     _, summary, verdict = run_machine(
         workload_of(race_one()), scheme_with("patch", order="no_source_compare")
@@ -32,6 +32,7 @@ def test_race_1_without_the_source_comparison_is_caught_by_the_checker() -> None
     assert summary["processes"][0]["ended"] == "exit 0"
 
 
+@pytest.mark.shows("C2")
 def test_patches_left_in_a_channel_without_a_mark_are_caught_by_the_checker() -> None:
     _, _, verdict = run_machine(
         SMALL_STRESS, scheme_with("patch", order="left_unmarked"), quantum=500, invariants=False

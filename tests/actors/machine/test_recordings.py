@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import run_machine
+from machines import FAMILIES, run_machine
 
 import penumbra.guest
-from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.guest.traces import import_lackey
 from penumbra.guest.workloads.workload import Workload, recorded_workload
 
-SCHEMES = tuple(PRESETS)
+SCHEMES = FAMILIES
 WORKERS = Path(next(iter(penumbra.guest.__path__))) / "recordings" / "workers.trace"
 
 # A stack on the last page below 4 GiB; the calls are those that only 32-bit programs make.

@@ -8,12 +8,11 @@ import sys
 from typing import Any
 
 import pytest
-from machines import SMALL_STRESS, WORKLOADS, run_machine, scheme_with
+from machines import FAMILIES, SMALL_STRESS, WORKLOADS, run_machine, scheme_with
 
-from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.hw.costs import CostProfile
 
-SCHEMES = tuple(PRESETS)
+SCHEMES = FAMILIES
 
 
 def memory_of(summary: dict[str, Any]) -> list[tuple[int, str, int, str]]:
@@ -26,7 +25,7 @@ def assert_right(summary: dict[str, Any]) -> None:
     assert {p["ended"] for p in summary["processes"]} == {"exit 0"}
 
 
-@pytest.mark.shows("S3", "C1", "C5", "G3", "G4")
+@pytest.mark.shows("S3", "C1", "C5", "G3", "G4", "S2", "G9")
 @pytest.mark.parametrize("paging", ["ia32", "x86-64"])
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_every_scheme_is_judged_coherent_and_leaves_the_memory_of_native(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from machines import SMALL_STRESS, WORKLOADS, run_machine
+from machines import FAMILIES, SMALL_STRESS, WORKLOADS, run_machine
 
 from penumbra.actors.machine.config import MachineConfig
-from penumbra.actors.vmm.schemes import PRESETS
 
 
 @pytest.mark.shows("H7")
-@pytest.mark.parametrize("scheme", PRESETS)
+@pytest.mark.parametrize("scheme", FAMILIES)
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_siblings_on_one_tlb_stay_in_the_allowed_set_and_compute_the_same(
     scheme: str, workload: str

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from machines import run_machine, workload_of
+from machines import FAMILIES, run_machine, workload_of
 from small_programs import SmallProgram, map_pages
 
 from penumbra.actors.machine.build import plan_layout
 from penumbra.actors.machine.config import MachineConfig
-from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.guest.kernel import page_word
 from penumbra.guest.workloads.verify import ARENA_AT, WORD, expect
 from penumbra.hw.operations import Load, Store, Syscall
@@ -43,7 +42,7 @@ def test_a_supervisor_store_to_a_shared_page_faults_and_copies_in_every_scheme(
     paging: str, vcpus: int
 ) -> None:
     left = set()
-    for scheme in PRESETS:
+    for scheme in FAMILIES:
         _, summary, verdict = run_machine(
             workload_of(supervisor_writer()), scheme, paging=paging, vcpus=vcpus
         )
@@ -55,7 +54,7 @@ def test_a_supervisor_store_to_a_shared_page_faults_and_copies_in_every_scheme(
 
 
 @pytest.mark.shows("G6")
-@pytest.mark.parametrize("scheme", PRESETS)
+@pytest.mark.parametrize("scheme", FAMILIES)
 def test_a_user_access_to_a_supervisor_page_ends_the_process_by_name(scheme: str) -> None:
     window: list[int] = []
 

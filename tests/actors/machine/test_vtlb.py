@@ -42,7 +42,7 @@ def run_coherent(workload: Workload, scheme: Any, **config: Any) -> tuple[Machin
     return machine, summary
 
 
-@pytest.mark.shows("I1", "I4", "S3", "C5", "VTLBc 1", "VTLBc 14", "VTLBc 24")
+@pytest.mark.shows("I1", "I4", "S3", "C5", "VTLBc 1", "VTLBc 14", "VTLBc 24", "VTLBc 28")
 @pytest.mark.parametrize("workload", WORKLOADS)
 @pytest.mark.parametrize(
     ("paging", "vcpus", "tlb", "smt"), [("ia32", 1, 8, 1), ("x86-64", 4, 1024, 2)]
@@ -77,7 +77,7 @@ def test_sixteen_vcpus_have_pairs_of_their_own() -> None:
     assert summary["counters"]["hidden_fault"] > 0
 
 
-@pytest.mark.shows("I1", "I2")
+@pytest.mark.shows("I1", "I2", "VTLBc 2", "VTLBc 3", "VTLBc 16", "VTLBc 25", "Fig 5 504 506")
 def test_no_store_to_a_guest_table_exits_and_every_event_does() -> None:
     _, native = run_coherent(SMALL_CHURN, "native", vcpus=2)
     _, patch = run_coherent(SMALL_CHURN, "patch", vcpus=2)

@@ -148,14 +148,14 @@ def test_dma_into_a_live_table_passes_no_buffer_and_is_told(paging: str, records
         assert verdict.coherent, verdict.explain()
 
 
-@pytest.mark.shows("EG7")
+@pytest.mark.shows("EG7", "C2")
 def test_dma_that_is_told_to_nobody_leaves_translations_stale() -> None:
     _, summary, verdict = run_turner(buffer_scheme(fault="dma_untold"), vcpus=2)
     assert not verdict.coherent
     assert summary["marks"]  # the guest, too, reads what it must not
 
 
-@pytest.mark.shows("EG1")
+@pytest.mark.shows("EG1", "C2")
 def test_records_that_are_dropped_and_not_made_good_are_found_by_the_checker() -> None:
     scheme = buffer_scheme(fault="loss_ignored", records=2)
     _, _, verdict = run_machine(SMALL_STRESS, scheme, invariants=False)

@@ -38,6 +38,7 @@ async def test_a_mailbox_serves_as_a_pair_of_object_streams() -> None:
     assert mailbox.statistics().delivered == 20
 
 
+@pytest.mark.shows("K2")
 @pytest.mark.anyio
 async def test_no_object_crosses_a_stream() -> None:
     sending, receiving = open_streams(Mailbox[Note](Note))

@@ -341,6 +341,22 @@ class Bench:
         self.traces.remove(gfn)
         self.log.append(Seen("untraced", -1, gfn))
 
+    def forget_frame(self, vcpu: int, gfn: int) -> None:
+        """Let one VCPU forget where a guest frame lies."""
+        self.submms[vcpu].forget_frame(gfn)
+        self._flush(vcpu)
+
+    def move_frame(self, gfn: int, *, keep: bool = False) -> None:
+        """Let a guest frame lie in another machine frame; `keep`: tell nobody but the oracle."""
+        if not keep:
+            for vcpu in range(len(self.submms)):
+                self.forget_frame(vcpu, gfn)
+            self.traces.frame_moved()
+        old = self.memory.move(gfn, self.memory.take_frame())
+        self.oracle.grant(gfn, self.memory.frame_view[gfn])
+        if old is not None:
+            self.memory.give_frame(old)
+
     # ---- what the drivers do --------------------------------------------------------------------
 
     def _miss(self, vcpu: int, stop: Exit, user: bool) -> PageFault | None:
@@ -411,6 +427,7 @@ class Bench:
                 self.place(gpa.gfns)
             if isinstance(gpa, Forward):
                 return self._deliver(vcpu, gva, gpa.error, user), 0, False
+            assert isinstance(gpa, int), "frames move here, none is absent or shared"
             gpas.append(gpa)
         written = [
             (gpa, n) for gpa, (_, n, kind) in zip(gpas, accesses, strict=True) if kind == WRITE

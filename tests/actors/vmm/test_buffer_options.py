@@ -46,7 +46,6 @@ def test_the_hardware_has_the_buffer_that_the_scheme_says_and_none_under_others(
     assert compose_buffer(with_buffer(fault="logged_late")) == BufferSpec(64, late=True)
 
 
-@pytest.mark.shows("EG1", "EG2", "EG3", "EG4", "EG5", "EG6", "EG7")
 def test_there_is_one_fault_for_each_erratum_and_names_join() -> None:
     assert [row.erratum for row in BUFFER_FAULTS.values()] == [f"EG{i}" for i in range(1, 8)]
     assert [name for name, row in BUFFER_FAULTS.items() if row.printed] == ["own_buffer_only"]

@@ -20,7 +20,7 @@ def test_a_trace_voids_every_derived_value_and_knows_nobody_yet() -> None:
     assert traces.consumers(5, 0) == 0
 
 
-@pytest.mark.shows("V6", "P3")
+@pytest.mark.shows("V6", "P3", "A40 ¶95-96")
 def test_consumers_are_noted_per_entry_and_forgotten_one_by_one() -> None:
     traces = WriteTraces(Matrix(3))
     traces.place(5)
@@ -44,6 +44,7 @@ def test_stores_count_until_a_fill_goes_through_the_table() -> None:
     assert traces.note_store(5) == 1
 
 
+@pytest.mark.shows("V6")
 def test_a_trace_removed_and_placed_again_starts_anew() -> None:
     traces = WriteTraces(Matrix(1))
     traces.place(5)

@@ -56,6 +56,7 @@ def test_a_walk_reads_one_entry_per_level_through_the_frame_map(spec: FormatSpec
     assert (walker.frame(GVA + 0x123), walker.rights) == (FRAME, E_W | E_U | E_X)
 
 
+@pytest.mark.shows("V5")
 @both_formats
 def test_rights_are_those_that_every_level_grants(spec: FormatSpec) -> None:
     _, walker = guest(spec, USED, LINK & ~W)

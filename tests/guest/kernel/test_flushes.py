@@ -109,6 +109,7 @@ def shootdown_happens(machine: FlatMachine) -> bool:
     return any(vcpu.operations["MappingChanged"] for vcpu in machine.vcpus)
 
 
+@pytest.mark.shows("G2", "G4")
 @pytest.mark.parametrize("flush", FLUSHES)
 def test_every_way_goes_together_with_paging(flush: str) -> None:
     machine = machine_of(STRESS, flush, 4, swap_pages=2000, user_frames=24)
@@ -147,6 +148,7 @@ def shootdown_is_in_force(machine: FlatMachine, shootdown: Any) -> bool:
     return all(others) and machine.read(go, 8) == 0
 
 
+@pytest.mark.shows("G4")
 def test_quiesce_stops_every_other_cpu_and_eager_asks_only_those_concerned() -> None:
     vectors = {}
     for flush in ("eager", "quiesce"):
@@ -231,6 +233,7 @@ def test_lazy_asks_nobody_and_keeps_the_frames_until_the_last_cpu_has_flushed() 
     machine.check_all_returned()
 
 
+@pytest.mark.shows("G4")
 def test_lazy_flushes_before_pages_are_mapped_anew() -> None:
     async def main() -> None:
         await mmap(ARENA + 16 * PAGE, 1)

@@ -422,6 +422,7 @@ def test_advice_that_cannot_be_followed_is_refused_by_its_cause(spec: FormatSpec
     assert (pages.n_mapped, pages.n_promoted) == (0, 0)
 
 
+@pytest.mark.shows("G7")
 def test_without_adjacent_frames_pages_stay_small_and_right() -> None:
     async def main() -> None:
         await large(512)

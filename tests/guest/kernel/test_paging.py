@@ -74,6 +74,7 @@ def _fill(n: int, at: int = ARENA) -> Any:
     return fill()
 
 
+@pytest.mark.shows("G2", "G3")
 @specs
 def test_a_page_that_is_out_keeps_its_contents_through_fork_move_and_protection(
     spec: FormatSpec,
@@ -104,6 +105,7 @@ def test_a_page_that_is_out_keeps_its_contents_through_fork_move_and_protection(
     assert reasons == [f"segmentation fault: write to read-only {ARENA + 0x40_0000:#x}"]
 
 
+@pytest.mark.shows("G2")
 def test_a_dirty_page_made_inaccessible_and_accessible_again_is_not_taken_for_clean() -> None:
     async def main() -> None:
         await mmap(ARENA, 40)
@@ -119,6 +121,7 @@ def test_a_dirty_page_made_inaccessible_and_accessible_again_is_not_taken_for_cl
     assert outcome(machine_of(script(main))) == ("finished", [(77,)], [])
 
 
+@pytest.mark.shows("G2")
 def test_a_page_that_was_only_read_goes_without_being_written() -> None:
     async def main() -> None:
         await mmap(ARENA, 40)
@@ -133,6 +136,7 @@ def test_a_page_that_was_only_read_goes_without_being_written() -> None:
     assert 40 - 24 <= paging.n_written <= 40 < 100 < paging.n_evicted
 
 
+@pytest.mark.shows("G2")
 def test_pages_of_files_are_dropped_and_read_again_without_any_swap_space_used() -> None:
     async def main() -> None:
         await mmap(ARENA, 60, RO, FILE_RO, 3)
@@ -161,6 +165,7 @@ def test_when_the_swap_space_is_full_the_process_that_wants_more_is_killed_by_na
     assert outcome(machine) == ("finished", [(6,)], ["out of memory"])
 
 
+@pytest.mark.shows("G5")
 def test_a_thread_that_waits_for_the_disk_lets_others_run() -> None:
     async def main() -> None:
         await mmap(ARENA, 60)

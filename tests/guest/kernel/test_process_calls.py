@@ -51,6 +51,7 @@ def test_exec_replaces_memory_and_goes_on_in_the_new_image(spec: FormatSpec) -> 
     assert outcome(spec, program) == ("finished", [words[:1], (42, words[1], ARENA)], [reason])
 
 
+@pytest.mark.shows("G3")
 @specs
 def test_the_image_below_is_there_again_when_a_mapping_over_it_goes(spec: FormatSpec) -> None:
     image = Image(0, (PageRegion(ARENA // PAGE, 3, RO),), underlies=True)

@@ -89,6 +89,7 @@ def machine_for(recording: Recording, spec: FormatSpec, n_vcpus: int) -> FlatMac
     )
 
 
+@pytest.mark.shows("G9")
 @pytest.mark.parametrize("spec", FORMATS.values(), ids=list(FORMATS))
 @pytest.mark.parametrize("n_vcpus", [1, 2, 4])
 def test_a_family_is_replayed_where_it_was_recorded(spec: FormatSpec, n_vcpus: int) -> None:

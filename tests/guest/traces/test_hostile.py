@@ -75,7 +75,6 @@ def test_the_log_that_is_spoilt_below_is_good_as_it_is(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.shows("G9")
 @a_log
 @given(noise=st.one_of(st.binary(max_size=300), st.text(max_size=300).map(str.encode)))
 def test_any_bytes_are_used_or_refused(tmp_path: Path, noise: bytes) -> None:
@@ -83,7 +82,6 @@ def test_any_bytes_are_used_or_refused(tmp_path: Path, noise: bytes) -> None:
     used_or_refused(tmp_path, LOG.encode() + noise + b"\n", CHILD.encode())
 
 
-@pytest.mark.shows("G9")
 @a_log
 @given(
     edits=st.lists(st.tuples(st.sampled_from(NUMBERS), st.sampled_from(HUGE)), max_size=3),
@@ -99,7 +97,6 @@ def test_any_number_may_be_huge_and_any_tail_missing(
     used_or_refused(tmp_path, text.encode(), CHILD.encode())
 
 
-@pytest.mark.shows("G9")
 @a_log
 @given(order=st.permutations(range(LOG.count("\n"))), length=st.integers(1, LOG.count("\n")))
 def test_lines_in_any_order_are_used_or_refused(
@@ -110,7 +107,6 @@ def test_lines_in_any_order_are_used_or_refused(
     used_or_refused(tmp_path, text.encode(), CHILD.encode())
 
 
-@pytest.mark.shows("G9")
 @pytest.mark.parametrize("value", HUGE)
 def test_each_number_alone_may_be_anything(tmp_path: Path, value: str) -> None:
     for start, end in NUMBERS:

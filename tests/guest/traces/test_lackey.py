@@ -95,6 +95,7 @@ def runs_of(recording: Recording, index: int) -> list[tuple[int, int, int, int]]
     ]
 
 
+@pytest.mark.shows("G9")
 def test_a_shell_a_forked_subshell_and_a_program_become_one_recording(
     import_logs: ImportLogs,
 ) -> None:

@@ -115,7 +115,7 @@ def facts(block: LogBlock) -> tuple[object, ...]:
     return dtypes, [column.tolist() for column in columns], block.others, block.n_lines
 
 
-@pytest.mark.shows("H3")
+@pytest.mark.shows("G9")
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 @settings(deadline=None)
 @given(
@@ -137,7 +137,6 @@ def test_the_byte_loop_and_numpy_read_the_same_from_any_lines(
     assert facts(decode_by(loop, text, 7)) == facts(decode(text, 7))
 
 
-@pytest.mark.shows("H3")
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 @settings(deadline=None)
 @given(row=a_reference, place=st.integers(0, 40), wrong=st.integers(0, 255))
@@ -150,7 +149,6 @@ def test_one_wrong_byte_in_a_reference_is_judged_alike(
     assert facts(decode_by(loop, text, 1)) == facts(decode(text, 1))
 
 
-@pytest.mark.shows("H3")
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 def test_more_other_lines_than_the_byte_loop_notes_at_once_are_all_handed_out(loop: Scan) -> None:
     text = b"".join(b"== %d ==\n L 04000000,8\n" % number for number in range(10_000))
@@ -159,7 +157,6 @@ def test_more_other_lines_than_the_byte_loop_notes_at_once_are_all_handed_out(lo
     assert (len(block.others), len(block.kind), block.n_lines) == (10_000, 10_000, 20_000)
 
 
-@pytest.mark.shows("H2", "H3")
 @pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed")
 def test_a_long_text_is_compiled_for_and_the_environment_may_forbid_it(
     monkeypatch: pytest.MonkeyPatch,

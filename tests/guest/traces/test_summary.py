@@ -76,7 +76,7 @@ def test_the_shipped_recording_is_a_family_that_forks_execs_maps_and_waits(
     assert default_ram_bytes(shipped) == 64 << 20
 
 
-@pytest.mark.shows("G9", "H2")
+@pytest.mark.shows("G9")
 def test_the_other_one_is_of_32_bits_with_its_stacks_near_4_gib() -> None:
     workers = read_recording(WORKERS)
     workers.check()

@@ -46,6 +46,7 @@ SMALL: list[Program] = [
 ]
 
 
+@pytest.mark.shows("G9")
 @pytest.mark.parametrize("spec", FORMATS.values(), ids=list(FORMATS))
 @pytest.mark.parametrize(
     ("n_vcpus", "sticky"), [(3, False), (1, True), (2, True), (4, True), (8, True)]

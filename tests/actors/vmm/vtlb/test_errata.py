@@ -61,7 +61,7 @@ def started(
 @both_formats
 @both_texts
 @both_neighbours
-@pytest.mark.shows("ET1", "I6")
+@pytest.mark.shows("ET1", "I6", "C2")
 def test_et1_write_permission_taken_from_an_upper_entry_and_flushed_is_gone(
     spec: FormatSpec, printed: bool, neighbour: bool
 ) -> None:
@@ -79,7 +79,7 @@ def test_et1_write_permission_taken_from_an_upper_entry_and_flushed_is_gone(
 @both_formats
 @both_texts
 @both_neighbours
-@pytest.mark.shows("ET6", "I6")
+@pytest.mark.shows("ET6", "I6", "C2")
 def test_et6_user_permission_taken_from_an_upper_entry_and_flushed_is_gone(
     spec: FormatSpec, printed: bool, neighbour: bool
 ) -> None:
@@ -94,7 +94,7 @@ def test_et6_user_permission_taken_from_an_upper_entry_and_flushed_is_gone(
 @both_formats
 @both_texts
 @both_neighbours
-@pytest.mark.shows("ET2", "I6")
+@pytest.mark.shows("ET2", "I6", "C2")
 def test_et2_an_upper_entry_made_not_present_and_flushed_translates_no_more(
     spec: FormatSpec, printed: bool, neighbour: bool
 ) -> None:
@@ -138,7 +138,7 @@ def test_et1b_an_upper_entry_whose_a_the_guest_cleared_and_flushed_is_marked_at_
 
 @both_formats
 @both_texts
-@pytest.mark.shows("ET3", "I8")
+@pytest.mark.shows("ET3", "I8", "C2")
 def test_et3_a_supervisor_writes_a_read_only_dirty_page_once_wp_is_clear(
     spec: FormatSpec, printed: bool
 ) -> None:
@@ -166,7 +166,7 @@ def test_et4_a_denied_write_to_a_clean_page_marks_nothing(
 
 @both_formats
 @both_texts
-@pytest.mark.shows("ET5", "I5", "Fig 7D 844")
+@pytest.mark.shows("ET5", "I5", "Fig 7D 844", "C2")
 def test_et5_a_right_that_was_raised_without_a_flush_cannot_be_refused_for_ever(
     spec: FormatSpec, printed: bool
 ) -> None:
@@ -180,7 +180,7 @@ def test_et5_a_right_that_was_raised_without_a_flush_cannot_be_refused_for_ever(
 
 @both_formats
 @both_texts
-@pytest.mark.shows("ET5", "I5", "Fig 7A 722")
+@pytest.mark.shows("ET5", "I5", "Fig 7A 722", "C2")
 def test_et5_the_same_for_an_upper_entry(spec: FormatSpec, printed: bool) -> None:
     bench = two_pages(spec, link=LINK & ~U, errata=("ET5",) if printed else ())
     bench.access(0, GVA, user=False)
@@ -225,7 +225,7 @@ def test_et10_privilege_levels_one_and_two_are_the_supervisors(
 
 
 @both_texts
-@pytest.mark.shows("ET12", "I2")
+@pytest.mark.shows("ET12", "I2", "C2")
 def test_et12_a_change_of_pge_drops_everything(printed: bool) -> None:
     bench = started(X86_64, "ET12", printed)
     bench.poke(0, bench.where(bench.root, GVA), THIRD << PAGE_SHIFT | USED)
@@ -236,7 +236,7 @@ def test_et12_a_change_of_pge_drops_everything(printed: bool) -> None:
 
 @both_formats
 @both_texts
-@pytest.mark.shows("ET13", "I3", "I11")
+@pytest.mark.shows("ET13", "I3", "I11", "C2")
 def test_et13_vcpus_with_different_roots_share_no_hierarchy(
     spec: FormatSpec, printed: bool
 ) -> None:
@@ -253,7 +253,7 @@ def test_et13_vcpus_with_different_roots_share_no_hierarchy(
 
 @both_formats
 @both_texts
-@pytest.mark.shows("ET13", "I11")
+@pytest.mark.shows("ET13", "I11", "C2")
 def test_et13_vcpus_with_one_root_and_different_wp_share_no_hierarchy(
     spec: FormatSpec, printed: bool
 ) -> None:
@@ -269,7 +269,7 @@ def test_et13_vcpus_with_one_root_and_different_wp_share_no_hierarchy(
 
 @both_formats
 @both_texts
-@pytest.mark.shows("ET15", "I12")
+@pytest.mark.shows("ET15", "I12", "C2")
 def test_et15_a_forwarded_fault_has_the_code_of_the_guests_own_walk(
     spec: FormatSpec, printed: bool
 ) -> None:
@@ -290,7 +290,6 @@ def test_et15_a_hidden_fault_leaves_the_guests_cr2_alone(spec: FormatSpec, print
     assert bench.vtlbs[0].registers.cr2 == (GVA if printed else 0x77)
 
 
-@pytest.mark.shows("I5")
 def test_every_erratum_says_what_its_printed_form_does() -> None:
     assert [f"ET{i}" for i in range(1, 16)] == [name for name in ERRATA if name != "ET1b"]
     assert all(about[0].isdigit() and ":" in about for about in ERRATA.values())

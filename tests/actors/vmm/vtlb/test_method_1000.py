@@ -195,7 +195,7 @@ def test_every_entry_that_does_not_match_is_changed_not_only_the_one_of_the_even
     bench.assert_coherent()
 
 
-@pytest.mark.shows("I9", "ET7", "Fig 10A 1016")
+@pytest.mark.shows("I9", "ET7", "Fig 10A 1016", "C2")
 @pytest.mark.parametrize("spec", [IA32, X86_64], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("printed", [False, True])
 def test_the_data_of_a_dirty_large_page_is_no_page_table(spec: FormatSpec, printed: bool) -> None:
@@ -221,6 +221,7 @@ def test_eager_filling_stops_where_storage_ends_and_faults_fill_the_rest(spec: F
     bench.assert_coherent()
 
 
+@pytest.mark.shows("I9")
 def test_a_table_that_maps_itself_is_filled_at_every_level_it_serves() -> None:
     bench = VtlbBench(IA32, **EAGER)
     bench.map(bench.root, GVA, FRAME)

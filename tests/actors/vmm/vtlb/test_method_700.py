@@ -258,7 +258,7 @@ def test_736_a_large_page_that_is_scattered_is_loaded_in_pieces(spec: FormatSpec
     bench.assert_coherent()
 
 
-@pytest.mark.shows("I5", "Fig 7B 730", "ET12")
+@pytest.mark.shows("I5", "Fig 7B 730", "ET12", "C2")
 def test_730_without_pse_the_bit_means_nothing() -> None:
     for printed in (False, True):
         bench = VtlbBench(IA32, n_frames=2048, errata=("ET12",) if printed else ())
@@ -495,6 +495,7 @@ def test_used_neighbours_can_be_loaded_with_the_page_that_faulted(spec: FormatSp
     bench.assert_coherent()
 
 
+@pytest.mark.shows("I5")
 @both_formats
 def test_storage_that_is_short_is_emptied_and_the_fill_goes_on(spec: FormatSpec) -> None:
     bench = VtlbBench(spec, n_frames=256)

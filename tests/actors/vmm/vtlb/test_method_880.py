@@ -120,7 +120,7 @@ def test_900_the_host_flushes_the_operand_even_if_nothing_was_dropped(spec: Form
 
 
 @both_formats
-@pytest.mark.shows("I6", "ET8")
+@pytest.mark.shows("I6", "ET8", "C2")
 @pytest.mark.parametrize("printed", [False, True])
 def test_a_freed_table_is_used_anew_only_after_every_cpu_that_may_walk_it_has_flushed(
     spec: FormatSpec, printed: bool
@@ -160,6 +160,7 @@ def test_a_guest_that_unmaps_frees_and_maps_anew_sees_each_of_its_changes(spec: 
     bench.assert_coherent()
 
 
+@pytest.mark.shows("I6", "ET8")
 def test_the_storage_never_hands_out_a_frame_that_waits_for_a_flush() -> None:
     bench = VtlbBench(X86_64, n_vcpus=2, sharing="vm")
     bench.map(bench.root, GVA, FRAME)

@@ -103,7 +103,7 @@ def test_setting_wp_that_is_set_already_is_no_work(spec: FormatSpec) -> None:
 
 
 @both_formats
-@pytest.mark.shows("I8", "ET3", "Fig 9 952")
+@pytest.mark.shows("I8", "ET3", "Fig 9 952", "C2")
 @pytest.mark.parametrize("printed", [False, True])
 def test_after_wp_is_cleared_a_supervisor_may_write_a_read_only_dirty_page(
     spec: FormatSpec, printed: bool
