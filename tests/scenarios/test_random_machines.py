@@ -40,7 +40,7 @@ def test_whatever_is_drawn_is_coherent_and_right_for_a_minute_and_more() -> None
 
 @pytest.mark.shows("S1", "S2")
 def test_draws_reach_every_scheme_format_and_crossing() -> None:
-    draws = [drawn(number) for number in range(FIRST, FIRST + 200)]
+    draws = [drawn(number) for number in range(FIRST, FIRST + 250)]
     assert {case.scheme.name for case in draws} == set(PRESETS)
     machines = [case.machine for case in draws]
     for field, wanted in (

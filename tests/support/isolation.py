@@ -10,6 +10,7 @@ import numpy as np
 
 from penumbra.actors.machine.hardware import Hardware
 from penumbra.actors.machine.host import Host
+from penumbra.actors.machine.machine import Machine
 from penumbra.actors.machine.several import Rig
 from penumbra.hw.formats import PAGE_SHIFT, P
 
@@ -22,16 +23,30 @@ def foreign_translations(rig: Rig) -> list[str]:
     host = getattr(rig.run, "__self__", None)
     if not isinstance(host, Host) or host.hardware is None:
         return []
+    hardware = host.hardware
     return [
-        f"VM {vm}: table {table:#x} leads to frame {pfn:#x} of VM {host.hardware.owner[pfn]}"
+        f"VM {vm}: table {table:#x} leads to frame {pfn:#x} of VM {hardware.owner[pfn]}"
         for vm, machine in enumerate(host.machines)
-        for table, pfn in _foreign(
-            host.hardware, vm, set(machine.memory.guest_of), machine.scheme.shadow == "nested"
+        for table, pfn in (_listed if machine.config.frames_move else _foreign)(
+            hardware, vm, machine
         )
     ]
 
 
-def _foreign(hardware: Hardware, vm: int, guests: set[int], nested: bool) -> list[tuple[int, int]]:
+def _listed(hardware: Hardware, vm: int, machine: Machine) -> list[tuple[int, int]]:
+    """Look at what is listed: where frames change hands, free ones still hold what they held."""
+    owner = hardware.owner
+    return [
+        (one.gva, one.pfn)
+        for submm in machine.submms
+        for one in submm.entries()
+        if one.pfn < len(owner) and owner[one.pfn] != vm
+    ]
+
+
+def _foreign(hardware: Hardware, vm: int, machine: Machine) -> list[tuple[int, int]]:
+    """Look through every frame of the VM that is not the guest's, in use or not."""
+    guests, nested = machine.memory.guest_of, machine.scheme.shadow == "nested"
     owner, spec = hardware.owner, hardware.spec
     tables = [pfn for pfn in np.flatnonzero(owner == vm).tolist() if pfn not in guests]
     wide = nested or spec.entry_bytes == 8
