@@ -195,7 +195,7 @@ class Host:
             inside = frames[frames < len(owner)]
             foreign = inside[owner[inside] != vm]
             if len(foreign):
-                self._trespass(vm, int(foreign[0]), owner[foreign[0]])
+                self._trespass(vm, int(foreign[0]), int(owner[foreign[0]]))
             if block is not None:
                 block(sid, stream, start, frames)
 

@@ -178,7 +178,9 @@ def refusal(case: RunConfig) -> str | None:
     """Say why a machine refuses to be built so, or None."""
     machine, scheme = case.machine, case.scheme
     return (
-        machine.problem() or scheme.problem() or scheme.machine_problem(machine.paging, machine.tlb)
+        machine.problem()
+        or scheme.problem()
+        or scheme.machine_problem(machine.paging, machine.tlb, frames_move=machine.frames_move)
     )
 
 
@@ -190,7 +192,7 @@ def drawn(number: int) -> RunConfig:
     @seed(number)
     @settings(
         max_examples=2, deadline=None, database=None, phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
     )  # fmt: skip
     @given(cases())
     def keep(case: RunConfig) -> None:
