@@ -30,7 +30,7 @@ SECONDS = 65.0
 FIRST = 1
 
 
-@pytest.mark.shows("C1", "C5", "I4", "S2", "V7", "V9", "H7", "H12", "G2", "G4", "G7")
+@pytest.mark.shows("C1", "C5", "S2", "V7", "H7", "H12", "G2", "G4", "G7")
 def test_whatever_is_drawn_is_coherent_and_right_for_a_minute_and_more() -> None:
     campaign = Campaign(SECONDS)
     campaign.run(FIRST)
@@ -40,7 +40,7 @@ def test_whatever_is_drawn_is_coherent_and_right_for_a_minute_and_more() -> None
 
 @pytest.mark.shows("S1", "S2")
 def test_draws_reach_every_scheme_format_and_crossing() -> None:
-    draws = [drawn(number) for number in range(FIRST, FIRST + 300)]
+    draws = [drawn(number) for number in range(FIRST, FIRST + 250)]
     assert {case.scheme.name for case in draws} == set(PRESETS)
     machines = [case.machine for case in draws]
     for field, wanted in (
@@ -78,7 +78,7 @@ def test_a_scheme_that_leaves_a_step_out_fails_and_is_made_smaller() -> None:
     options = msgspec.structs.replace(PRESETS["patch"].options, order="left_unmarked", flood=3)
     case = RunConfig(
         seed=1,
-        machine=MachineConfig(quantum=500, tlb_entries=64, vcpus=6),
+        machine=MachineConfig(quantum=500, tlb_entries=64, vcpus=3),
         scheme=msgspec.structs.replace(PRESETS["patch"], options=options),
         workload={"name": "shootdown-stress", "threads": 2, "rounds": 3, "pages": 2},
     )

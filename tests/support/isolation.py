@@ -10,6 +10,7 @@ import numpy as np
 
 from penumbra.actors.machine.hardware import Hardware
 from penumbra.actors.machine.host import Host
+from penumbra.actors.machine.machine import Machine
 from penumbra.actors.machine.several import Rig
 from penumbra.hw.formats import PAGE_SHIFT, P
 
@@ -22,27 +23,39 @@ def foreign_translations(rig: Rig) -> list[str]:
     host = getattr(rig.run, "__self__", None)
     if not isinstance(host, Host) or host.hardware is None:
         return []
+    hardware = host.hardware
     return [
-        f"VM {vm}: table {table:#x} leads to frame {pfn:#x} of VM {host.hardware.owner[pfn]}"
+        f"VM {vm}: table {table:#x} leads to frame {pfn:#x} of VM {hardware.owner[pfn]}"
         for vm, machine in enumerate(host.machines)
-        for table, pfn in _foreign(
-            host.hardware, vm, set(machine.memory.guest_of), machine.scheme.shadow == "nested"
+        for table, pfn in (_listed if machine.config.frames_move else _foreign)(
+            hardware, vm, machine
         )
     ]
 
 
-def _foreign(hardware: Hardware, vm: int, guests: set[int], nested: bool) -> list[tuple[int, int]]:
+def _listed(hardware: Hardware, vm: int, machine: Machine) -> list[tuple[int, int]]:
+    """Look at what is listed: where frames change hands, free ones still hold what they held."""
+    owner = hardware.owner
+    return [
+        (one.gva, one.pfn)
+        for submm in machine.submms
+        for one in submm.entries()
+        if one.pfn < len(owner) and owner[one.pfn] != vm
+    ]
+
+
+def _foreign(hardware: Hardware, vm: int, machine: Machine) -> list[tuple[int, int]]:
+    """Look through every frame of the VM that is not the guest's, in use or not."""
+    guests, nested = machine.memory.guest_of, machine.scheme.shadow == "nested"
     owner, spec = hardware.owner, hardware.spec
     tables = [pfn for pfn in np.flatnonzero(owner == vm).tolist() if pfn not in guests]
     wide = nested or spec.entry_bytes == 8
     words = hardware.ram.array64 if wide else hardware.ram.array32
     mask = (1 << 52) - 1 if wide else (1 << 32) - 1
-    found = []
-    for table in tables:
-        per_frame = (1 << PAGE_SHIFT) // words.itemsize
-        entries = words[table * per_frame : (table + 1) * per_frame]
-        present = entries[(entries & P) != 0]
-        pfns = (present & mask) >> PAGE_SHIFT
-        inside = pfns[pfns < len(owner)].astype(np.int64)
-        found += [(table, int(pfn)) for pfn in inside[owner[inside] != vm]]
-    return found
+    tables_of_ram = words.reshape(-1, (1 << PAGE_SHIFT) // words.itemsize)
+    used = [table for table in tables if tables_of_ram[table].any()]
+    entries = tables_of_ram[used]
+    pfns = (entries & mask).astype(np.int64) >> PAGE_SHIFT
+    inside = ((entries & P) != 0) & (pfns < len(owner))
+    foreign = inside & (owner[np.where(inside, pfns, tables[0])] != vm)
+    return [(used[row], int(pfns[row, column])) for row, column in np.argwhere(foreign).tolist()]

@@ -97,6 +97,9 @@ _SEVERAL: dict[str, tuple[Any, ...]] = {
 _PAGED: dict[str, tuple[Any, ...]] = {
     "user_frames": (16, 24, 40), "disk_mib": (1,), "disk_latency": (0, 100, 700, 5000),
 }  # fmt: skip
+_MOVING: dict[str, tuple[Any, ...]] = {
+    "host_frames": (60, 90, 200), "host_moves": (200, 3000), "share_pages": (2000, 20_000),
+}  # fmt: skip
 
 
 @st.composite
@@ -138,7 +141,10 @@ def workloads(draw: DrawFn) -> dict[str, str | int | float | bool]:
 
 @st.composite
 def machines(draw: DrawFn) -> MachineConfig:
-    """Draw a machine; one in four pages to a disk, one in three has a kernel below."""
+    """Draw a machine; one in four pages to a disk, one in three has a kernel below.
+
+    In one of four the machine frames behind guest frames change, where the scheme allows it.
+    """
     entries, ways = draw(st.sampled_from(_TLBS))
     parts = {**_one_of(draw, _MACHINE), "tlb_entries": entries, "tlb_ways": ways}
     parts["max_progress"] = 5_000_000  # who gets nowhere ends by name
@@ -146,6 +152,8 @@ def machines(draw: DrawFn) -> MachineConfig:
         parts |= _some_of(draw, _SEVERAL)
     if draw(st.integers(0, 3)) == 3:
         parts |= _one_of(draw, _PAGED)
+    if draw(st.integers(0, 3)) == 3:
+        parts |= _some_of(draw, _MOVING)
     return MachineConfig(**parts)
 
 
@@ -170,7 +178,9 @@ def refusal(case: RunConfig) -> str | None:
     """Say why a machine refuses to be built so, or None."""
     machine, scheme = case.machine, case.scheme
     return (
-        machine.problem() or scheme.problem() or scheme.machine_problem(machine.paging, machine.tlb)
+        machine.problem()
+        or scheme.problem()
+        or scheme.machine_problem(machine.paging, machine.tlb, frames_move=machine.frames_move)
     )
 
 
@@ -182,7 +192,7 @@ def drawn(number: int) -> RunConfig:
     @seed(number)
     @settings(
         max_examples=2, deadline=None, database=None, phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
     )  # fmt: skip
     @given(cases())
     def keep(case: RunConfig) -> None:
