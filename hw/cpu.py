@@ -54,6 +54,7 @@ _PRIVILEGED = (
     o.StartDma,
     o.FinishedDma,
     o.MappingChanged,
+    o.ReleaseFrame,
 )
 _PHYSICAL = (o.LoadPhysical, o.StorePhysical, o.ExchangePhysical)
 # Stores of up to eight bytes that are made whole or not at all.

@@ -216,6 +216,16 @@ class MappingChanged(_Operation, frozen=True, array_like=True, gc=False, tag=40)
     n_pages: int
 
 
+class ReleaseFrame(_Operation, frozen=True, array_like=True, gc=False, tag=41):
+    """Say that the page at a guest-physical address is of no use: it holds zeros from now on.
+
+    Supervisor only. Whatever is below the guest may use the memory until the page is touched again.
+    The await's value is 1, or 0 where the address is no RAM's.
+    """
+
+    gpa: int
+
+
 class LoadPhysical(_Operation, frozen=True, array_like=True, gc=False, tag=30):
     """Read at a guest-physical address, as through an identity mapping the TLB holds.
 
@@ -271,5 +281,6 @@ Operation: TypeAlias = (
     | StartDma
     | FinishedDma
     | MappingChanged
+    | ReleaseFrame
     | Physical
 )

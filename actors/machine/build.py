@@ -93,6 +93,7 @@ def build_machine(
         bugs=frozenset(machine.guest_bugs),
         swap_pages=machine.disk_mib * MIB >> PAGE_SHIFT,
         user_frames=machine.user_frames,
+        balloon_frames=machine.balloon_frames,
         flush=_guest_flush(machine, scheme),
     )
     kernel = Kernel(FORMATS[machine.paging], layout, machine.vcpus, [workload.program], options)

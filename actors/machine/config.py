@@ -17,7 +17,7 @@ from penumbra.hw.tlb import TlbGeometry
 
 _NOT_NEGATIVE = (
     "ipi_latency", "ram_mib", "pool_mib", "disk_mib", "disk_latency", "user_frames",
-    "max_progress", "skew", "applications", "application_work",
+    "balloon_frames", "max_progress", "skew", "applications", "application_work",
     "host_frames", "host_moves", "share_pages",
 )  # fmt: skip
 
@@ -42,6 +42,8 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         disk_mib: Size of the virtual disk, the guest's swap space; 0: there is none.
         disk_latency: Progress between the start of a DMA transfer and its interrupt.
         user_frames: User page frames the guest uses at most, as if its RAM ended there; 0: all.
+        balloon_frames: User page frames at most that the guest lends to what is below it and takes
+            back, by turns, eight timer ticks each; 0: none.
         guest_flush: How the guest's CPUs come to flush what one of them unmaps: at once by
             interrupt, with all others stopped first, many in one round, or each at its own next
             CR3 load or timer tick, the frames waiting for it; `patch` is the last with word of what
@@ -83,6 +85,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     disk_mib: int = 0
     disk_latency: int = 2_000
     user_frames: int = 0
+    balloon_frames: int = 0
     guest_flush: Literal["eager", "quiesce", "batched", "lazy", "patch"] = "eager"
     spurious_faults: bool = False
     control: ControlName = "assisted"

@@ -19,7 +19,7 @@ from typing import Literal
 ControlName = Literal["assisted", "deprivileged", "translated"]
 
 _INTERCEPTED = frozenset({
-    "invlpg", "cr3_load", "mode_change", "ipi", "disk", "timer", "hlt", "traced store",
+    "invlpg", "cr3_load", "mode_change", "ipi", "disk", "balloon", "timer", "hlt", "traced store",
 })  # fmt: skip
 _ONLY_TRAPPED = frozenset({"interrupt flag", "return", "read control", "syscall"})
 

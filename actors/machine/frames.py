@@ -52,6 +52,9 @@ class FramesOf(Protocol):
     def separate(self, gfn: int) -> None:
         """Have a guest frame share its machine frame with no other."""
 
+    def release(self, gfn: int) -> None:
+        """The guest has no use for what is in a frame, all zeros now, until it touches it again."""
+
     def until(self, progress: int) -> None:
         """Do what is due by this progress, between two exits."""
 
@@ -75,6 +78,9 @@ class FixedFrames:
         pass
 
     def separate(self, gfn: int) -> None:
+        pass
+
+    def release(self, gfn: int) -> None:
         pass
 
     def until(self, progress: int) -> None:
@@ -162,6 +168,16 @@ class FrameKeeper:
         gfn = self._residents.victim(self._stays, self._traces.__contains__)
         if gfn is None:
             return False
+        self._give(gfn)
+        return True
+
+    def release(self, gfn: int) -> None:
+        memory = self._memory
+        if not memory.is_absent(gfn) and not self._is_needed(memory.frame_view[gfn]):
+            self._give(gfn)
+
+    def _give(self, gfn: int) -> None:
+        """Give the machine frame behind a guest frame back, from all that lie in it."""
         memory = self._memory
         pfn = memory.frame_view[gfn]
         gfns = memory.guests(pfn)
@@ -176,7 +192,6 @@ class FrameKeeper:
         self._pool.give(pfn)
         self._count("host_page_out" if swapped else "host_zero_drop")
         self._note(EventKind.FRAME_OUT, gfn, pfn)
-        return True
 
     def until(self, progress: int) -> None:
         for what, period in self._every.items():
@@ -278,11 +293,12 @@ class FrameKeeper:
     def _is_spun_on(self, pfn: int) -> bool:
         return bool(self._memory.ram.flags[pfn] & FLAG_SPIN)
 
+    def _is_needed(self, pfn: int) -> bool:
+        """Tell whether a VCPU spins on a word of a machine frame or has its root there."""
+        roots = {submm.registers.cr3 >> PAGE_SHIFT for submm in self._submms}
+        return self._is_spun_on(pfn) or any(each in roots for each in self._memory.guests(pfn))
+
     def _stays(self, gfn: int) -> bool:
         pfn = self._memory.frame_view[gfn]
-        if self._is_spun_on(pfn):
-            return True
-        roots = {submm.registers.cr3 >> PAGE_SHIFT for submm in self._submms}
-        return any(
-            each in roots or self._residents.is_recent(each) for each in self._memory.guests(pfn)
-        )
+        recent = (self._residents.is_recent(each) for each in self._memory.guests(pfn))
+        return self._is_needed(pfn) or any(recent)

@@ -25,6 +25,7 @@ from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.control import CONTROLS
 from penumbra.actors.machine.devices import Devices
 from penumbra.actors.machine.disk import DiskActor
+from penumbra.actors.machine.dma import DmaPort
 from penumbra.actors.machine.frames import FixedFrames, FrameKeeper, FramesOf
 from penumbra.actors.machine.ground import Place, frames_wanted, lay_out
 from penumbra.actors.machine.hardware import NOBODY, Hardware
@@ -74,7 +75,7 @@ from penumbra.hw.costs import CostProfile
 from penumbra.hw.cpu import PhysicalCpu
 from penumbra.hw.device_window import window_frames
 from penumbra.hw.disk import Disk
-from penumbra.hw.formats import FORMATS, PAGE_SHIFT
+from penumbra.hw.formats import FORMATS, PAGE_BYTES, PAGE_SHIFT
 from penumbra.hw.interrupts import NEVER, InterruptController
 from penumbra.hw.memory import FLAG_SPIN, FLAG_TABLE, Ram
 from penumbra.hw.streams import READ, AccessStream
@@ -150,6 +151,7 @@ class Machine:
         self.disk = Disk(config.disk_mib << (20 - PAGE_SHIFT), config.disk_latency)
         self._disk: ActorRef[DiskOrder, DiskReply] | None = None
         self._disk_due = NEVER
+        self._dma: DmaPort | None = None
         self.matrix = compose_matrix(scheme, config.vcpus)
         self.traces = compose_traces(scheme, self.matrix)
         self.submms = compose_sub_vmms(scheme, spec, self.memory, self.matrix, self.traces)
@@ -234,6 +236,16 @@ class Machine:
             assert self._disk is not None
             self._disk_due = self._disk.ask_nowait(CarryOut(progress)).value
 
+    def release_frame(self, vcpu_id: int, gpa: int) -> int:
+        gfn = gpa >> PAGE_SHIFT
+        assert self._dma is not None
+        if self.memory.hpa(gpa) is None and not self.memory.is_absent(gfn):
+            return 0
+        self._dma.store(vcpu_id, gpa & ~(PAGE_BYTES - 1), bytes(PAGE_BYTES))
+        self.frames.release(gfn)
+        self.observer.count(vcpu_id, "frames_released")
+        return 1
+
     def _swapped_page(self, entry: int) -> bytes | None:
         """Return the page behind a not-present entry of the guest, if it is on its way or out."""
         where = self.guest.on_disk(entry)
@@ -310,13 +322,11 @@ class Machine:
         self.frames.start()
         boot = self.guest.boot(_BootMemory(self.memory, self.frames))
         coherences, producers = self._coherences(system, seats)
+        untold = self._buffer_fault() & BufferFault.DMA_UNTOLD
+        traces = self.traces if self.submms and not untold else None
+        self._dma = DmaPort(self.memory, self._store_for_device, producers, traces, self.frames)
         if self.disk.n_blocks:
-            untold = self._buffer_fault() & BufferFault.DMA_UNTOLD
-            traces = self.traces if self.submms and not untold else None
-            disk = DiskActor(
-                self.disk, self.memory, self._store_for_device, producers, traces, self._post,
-                self.observer, self.frames,
-            )  # fmt: skip
+            disk = DiskActor(self.disk, self._dma, self._post, self.observer)
             self._disk = system.spawn(disk, f"{prefix}disk")
         if self.taps is not None:
             for gfn in self.memory.devices:

@@ -69,6 +69,9 @@ class PrivilegedWork:
         elif type(work) is o.FinishedDma:
             coherence.privileged("disk")
             return self._called(self._board.finished_dma(vcpu.vcpu_id))
+        elif type(work) is o.ReleaseFrame:
+            coherence.privileged("balloon")
+            return self._called(self._board.release_frame(vcpu.vcpu_id, work.gpa))
         elif type(work) is o.ArmTimer:
             coherence.privileged("timer")
             self._interrupts.arm_timer(vcpu.progress + work.after if work.after else None)

@@ -92,6 +92,10 @@ class Board(Protocol):
         """Return a finished ticket of this VCPU, or 0."""
         ...
 
+    def release_frame(self, vcpu_id: int, gpa: int) -> int:
+        """Take back the machine memory behind a page of the guest's; 0: there is none."""
+        ...
+
     def devices_until(self, progress: int) -> None:
         """Let devices do what is due by this progress."""
 

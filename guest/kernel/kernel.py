@@ -1,9 +1,9 @@
 """The guest kernel: what the machine calls when a VCPU traps.
 
-Reading order of this package: layout, frames, areas, tables (what there is); words, shootdown,
-scheduler (how CPUs agree); large_pages; swap, disk, paging (what goes to the disk and comes back);
-faults, memory_calls, advice_calls, process_calls, thread_calls (what is done); this file (the
-doors).
+Reading order of this package: layout, frames, balloon, areas, tables (what there is); words,
+shootdown, scheduler (how CPUs agree); large_pages; swap, disk, paging (what goes to the disk and
+comes back); faults, memory_calls, advice_calls, process_calls, thread_calls (what is done); this
+file (the doors).
 
 The contract with whoever drives the VCPUs:
 
@@ -29,6 +29,7 @@ from typing import TypeAlias
 
 from penumbra.guest.kernel.advice_calls import AdviceCalls
 from penumbra.guest.kernel.areas import Area
+from penumbra.guest.kernel.balloon import Balloon
 from penumbra.guest.kernel.boot import (
     BootMemory,
     BootState,
@@ -79,6 +80,7 @@ class KernelOptions:
         swap_pages: Blocks of the disk to swap to; 0: nothing is ever paged out.
         flush: How other CPUs come to flush: one of `shootdown.FLUSHES`.
         user_frames: User frames to use at most, as if RAM ended there; 0: all.
+        balloon_frames: User frames to lend to whatever is below the guest, at most.
     """
 
     timer_period: int = 100_000
@@ -88,6 +90,7 @@ class KernelOptions:
     swap_pages: int = 0
     flush: str = "eager"
     user_frames: int = 0
+    balloon_frames: int = 0
 
 
 class Kernel:
@@ -133,7 +136,8 @@ class Kernel:
             words, root_gpa, options.flush_limit, options.bugs, self.frames, options.flush, n_vcpus
         )
         self.cache = PageCache(self.frames, self._areas)
-        self.frames.reclaim = self.cache.reclaim
+        self.balloon = Balloon(self.frames, options.balloon_frames)
+        self.frames.reclaim = self._reclaim
         slots = Slots(spec, layout, self._window.slots_table_gva)
         self.swap = SwapSpace(spec, options.swap_pages)
         self.large = LargePages(
@@ -235,6 +239,7 @@ class Kernel:
     def check(self) -> None:
         self.pool.check()
         self.frames.check()
+        self.balloon.check()
         self.cache.check()
         self.paging.check()
         self.scheduler.check()
@@ -307,6 +312,8 @@ class Kernel:
             thread.cpu.must_schedule = True  # who slept goes before who computes
         else:
             await self.shootdown.tick(thread.cpu)
+            if thread.cpu.cpu_id == 0:
+                await self.balloon.tick()
             thread.cpu.must_schedule = True
         if thread.trapped_from_user:
             await self.processes.leave(thread)
@@ -332,6 +339,9 @@ class Kernel:
         thread = self.threads[thread_id]
         assert thread.cpu.cpu_id == vcpu_id, f"thread {thread_id} is not on VCPU {vcpu_id}"
         return thread
+
+    def _reclaim(self) -> bool:
+        return self.balloon.give_back(len(self.balloon)) or self.cache.reclaim()
 
     def _areas(self) -> list[Area]:
         return list(self.processes.areas())

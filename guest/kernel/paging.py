@@ -141,7 +141,7 @@ class Paging:
             OutOfFrames: None is free and nothing can go: the swap space is full, or all pages stay.
         """
         while self.enabled and self._frames.n_free < self._reserve:
-            if self._cache.reclaim():
+            if self._frames.reclaim():
                 continue  # what nobody maps goes before what somebody may need next
             if await self._shootdown.settle_all(thread.cpu):
                 continue

@@ -93,3 +93,5 @@ class MunmapStorm:
             await Store(gva, WORD, pattern(number, count))
             await expect(gva, pattern(number, count))
             count += 1
+        for page in range(self.pages):  # what is left does not tell how long it took
+            await Store(own + page * PAGE_BYTES, WORD, pattern(number, page))

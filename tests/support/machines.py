@@ -19,6 +19,18 @@ from penumbra.hw.costs import CostProfile
 # One preset of each way to keep derived tables coherent. The others differ from one of these in
 # channels, fill or limits: `test_presets.py` and `test_random_machines.py` run them all.
 FAMILIES = ("native", "shootdown", "patch", "vtlb", "write-buffer", "out-of-sync", "nested")
+# Where a matrix is wide, some of its places are run under these alone.
+CORE = ("native", "shootdown", "patch")
+
+
+def families(paging: str) -> tuple[str, ...]:
+    """Return those of `FAMILIES` that have a form for a paging format."""
+    return tuple(
+        name
+        for name in FAMILIES
+        if not PRESETS[name].machine_problem(paging, "hardware", frames_move=False)
+    )
+
 
 SMALL_STORM = named_workload("fork-storm", depth=1, pages=4, rounds=1)
 SMALL_CHURN = named_workload("mmap-churn", steps=15, pages=6)

@@ -84,6 +84,7 @@ _MACHINE: dict[str, tuple[Any, ...]] = {
     "control": ("assisted", "assisted", "deprivileged", "translated"),
     "spurious_faults": (False, False, False, True),
     "beyond_ram": ("ones", "ones", "machine-check"),
+    "balloon_frames": (0, 0, 0, 16, 200),
 }
 _SEVERAL: dict[str, tuple[Any, ...]] = {
     "vms": (1, 1, 2, 3),

@@ -107,8 +107,10 @@ def run_turner(
 
 
 @pytest.mark.shows("H8", "C3")
-@pytest.mark.parametrize("paging", ["ia32", "x86-64"])
-@pytest.mark.parametrize(("vcpus", "capacity"), [(1, 64), (2, 64), (4, 1), (8, 4)])
+@pytest.mark.parametrize(
+    ("vcpus", "capacity", "paging"),
+    [(1, 64, "ia32"), (2, 64, "x86-64"), (4, 1, "ia32"), (8, 4, "x86-64")],
+)
 def test_dma_into_a_live_page_table_is_seen_by_every_scheme(
     paging: str, vcpus: int, capacity: int
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from machines import FAMILIES, run_machine, scheme_with, workload_of
+from machines import families, run_machine, scheme_with, workload_of
 from small_programs import SmallProgram, map_pages
 
 from penumbra.guest.workloads.verify import ARENA_AT, SHARED_AT, WORD, expect
@@ -13,7 +13,6 @@ from penumbra.guest.workloads.workload import named_workload
 from penumbra.hw.formats import PAGE_BYTES
 from penumbra.hw.operations import Load, Store, Syscall
 
-SCHEMES = FAMILIES
 THRASH = named_workload("swap-thrash", processes=2, threads=2, pages=32, rounds=2)
 SMALL: dict[str, Any] = {
     "user_frames": 16,
@@ -34,7 +33,7 @@ def test_a_working_set_of_eight_times_the_memory_is_right_and_coherent_in_every_
     paging: str, vcpus: int, tlb: int, capacity: int
 ) -> None:
     runs = set()
-    for name in SCHEMES:
+    for name in families(paging):
         _, summary, verdict = run_machine(
             THRASH, scheme_with(name, capacity=capacity), paging=paging, vcpus=vcpus,
             tlb_entries=tlb, tlb_ways=4, **SMALL,
