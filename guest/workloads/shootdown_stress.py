@@ -141,8 +141,6 @@ class ShootdownStress:
         for page in range(self.pages):
             await expect(ARENA_AT + page * PAGE_BYTES, pattern(page, round_number))
         await self._read_frozen(0)
-        for number in range(self.threads):  # where the siblings were is in the copy, too
-            await Store(_SCRATCH_AT + number * PAGE_BYTES, WORD, pattern(number))
 
     async def _read_window(self, number: int) -> None:
         """Read the window, checking each read that was made within one round."""
