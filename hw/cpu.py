@@ -210,18 +210,23 @@ class PhysicalCpu:
         """
         self.reg[k.R_SMEP] = smep
 
-    def load_root(self, root: int) -> GeneralProtection | None:
+    def load_root(self, root: int, top: Sequence[int] = ()) -> GeneralProtection | None:
         """MOV CR3: bits outside the root's address are ignored; global entries stay under CR4.PGE.
 
         Where the format holds its top level in registers they are loaded here, and stay as they are
         until the next load. A reserved bit in one refuses the load, which then changed nothing.
 
-        Source: SDM vol. 3, 4.4.1.
+        Args:
+            top: What a monitor restores these registers to (a VM entry), in place of a load.
+
+        Source: SDM vol. 3, 4.4.1, 27.3.2.4.
         """
         root &= self.spec.root_mask
-        refused = self._load_top(root)
+        refused = None if top else self._load_top(root)
         if refused is not None:
             return refused
+        for i, entry in enumerate(top):
+            self.reg[k.R_TOP + i] = _signed(entry)
         self.reg[k.R_ROOT] = root
         self._tag()
         if self.spec.root_load_flushes:
@@ -257,6 +262,12 @@ class PhysicalCpu:
         tlb, spec = self.tlb, self.spec
         page = None if gva is None else (gva >> PAGE_SHIFT) & ((1 << (spec.va_bits - 12)) - 1)
         tlb.drop(page, asid, [level.shift - PAGE_SHIFT for level in spec.levels])
+
+    @property
+    def top_entries(self) -> tuple[int, ...]:
+        """What the registers of the top level hold; empty in formats without."""
+        reg, n = self.reg, self.spec.root_registers
+        return tuple(reg[k.R_TOP + i] & _MASK64 for i in range(n))
 
     def _load_top(self, root: int) -> GeneralProtection | None:
         """Load the registers that hold the top level, all or none."""

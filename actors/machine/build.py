@@ -9,12 +9,13 @@ import msgspec
 
 from penumbra.actors.check import Oracle
 from penumbra.actors.machine.config import MachineConfig
-from penumbra.actors.machine.ground import Place, frames_wanted
+from penumbra.actors.machine.ground import Place
 from penumbra.actors.machine.machine import Machine
 from penumbra.actors.machine.observer import Taps
 from penumbra.actors.runtime import Chooser
 from penumbra.actors.vmm.schemes import Scheme
 from penumbra.guest.kernel import Kernel, KernelOptions, Layout, default_layout
+from penumbra.guest.system import GuestSystem
 from penumbra.guest.workloads.workload import Workload
 from penumbra.hw.costs import CostProfile
 from penumbra.hw.formats import FORMATS, PAGE_SHIFT
@@ -61,12 +62,12 @@ def build_machine(
     *,
     check: bool = True,
     chooser: Chooser | None = None,
-    place: Callable[[int], Place] | None = None,
+    place: Callable[[GuestSystem], Place] | None = None,
 ) -> tuple[Machine, Oracle | None]:
     """Put a machine together, with its checker unless declined.
 
     Args:
-        place: Given the number of machine frames it takes, where this VM of several lies.
+        place: Given its guest, where this VM of several lies.
 
     Raises:
         ConfigurationError: The parts do not go together.
@@ -74,7 +75,7 @@ def build_machine(
     for problem in (
         machine.problem(),
         scheme.problem(),
-        scheme.machine_problem(machine.paging, machine.tlb, frames_move=machine.frames_move),
+        scheme.machine_problem(machine.paging, machine.tlb),
     ):
         if problem:
             raise ConfigurationError(problem)
@@ -100,7 +101,7 @@ def build_machine(
     built = Machine(
         machine, scheme, kernel, workload.streams, costs, seed,
         make_taps if check else None, chooser,
-        place=place(frames_wanted(machine, scheme, kernel)) if place else None,
+        place=place(kernel) if place else None,
     )  # fmt: skip
     return built, oracles[0] if oracles else None
 

@@ -67,7 +67,7 @@ class CpuActor(Actor[CpuOrder, Ran]):
         return Ran(done or BudgetSpent(at), spent, at)
 
     def _load_root(self, message: LoadRoot) -> Ran:
-        refused = self._cpu.load_root(message.hpa)
+        refused = self._cpu.load_root(message.hpa, message.top)
         return _OK if refused is None else Ran(refused, 0)
 
     def _invalidate(self, message: Invalidate) -> Ran:

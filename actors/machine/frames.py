@@ -3,7 +3,8 @@
 Passive code says what it cannot do where a frame is now (`FrameWanted`); this asks whom it has to
 ask, and then the passive code is asked again. Before the machine frame behind a guest frame changes
 
-1. every consumer drops the shadow leaves that map it and its CPU what was cached of them;
+1. every consumer drops the shadow leaves that map it and its CPU what was cached of them, or the
+   second-level table its entry and every CPU all it has combined (`Mappings`);
 2. the trace count moves, so that no derived value in flight is used (EP3);
 3. the content is carried over, or kept;
 4. the checker is told.
@@ -21,9 +22,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from penumbra.actors.machine.config import MachineConfig
-from penumbra.actors.machine.messages import DropTable, ForgetFrame, RevokeWrite
+from penumbra.actors.machine.mappings import Mappings, NoMappings
 from penumbra.actors.machine.observer import Observer, Taps
-from penumbra.actors.machine.submm import ConsumerRef
 from penumbra.actors.observe.events import EventKind
 from penumbra.actors.vmm.memory import ABSENT, MemoryManagement
 from penumbra.actors.vmm.residents import FramePool, Residents
@@ -43,7 +43,7 @@ class FramesOf(Protocol):
     def start(self) -> None:
         """Tell the checker where guest memory lies, before anything is in it."""
 
-    def attach(self, consumers: Sequence[ConsumerRef]) -> None:
+    def attach(self, mappings: Mappings) -> None:
         """These are to forget frames from now on."""
 
     def want(self, gfn: int, write: bool) -> None:
@@ -71,7 +71,7 @@ class FixedFrames:
             for pfn, gfn in self._memory.guest_of.items():
                 self._taps.grant(gfn, pfn)
 
-    def attach(self, consumers: Sequence[ConsumerRef]) -> None:
+    def attach(self, mappings: Mappings) -> None:
         pass
 
     def want(self, gfn: int, write: bool) -> None:
@@ -119,7 +119,7 @@ class FrameKeeper:
         self._vm = vm
         self._running = running
         self._draw = random.Random(seed)
-        self._consumers: Sequence[ConsumerRef] = ()
+        self._mappings: Mappings = NoMappings()
         self._residents = Residents()
         self._every = {"move": config.host_moves, "scan": config.share_pages}
         self._next = dict(self._every)
@@ -136,8 +136,8 @@ class FrameKeeper:
             if pfn >= 0 or pfn == ABSENT:
                 self._grant(gfn)
 
-    def attach(self, consumers: Sequence[ConsumerRef]) -> None:
-        self._consumers = consumers
+    def attach(self, mappings: Mappings) -> None:
+        self._mappings = mappings
 
     # ---- asked by the drivers -------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class FrameKeeper:
 
     def evict(self) -> bool:
         """Give one machine frame back to the pool; what was in it becomes absent."""
-        gfn = self._residents.victim(self._stays, self._traces.__contains__)
+        gfn = self._residents.victim(self._stays, self._traces.is_table)
         if gfn is None:
             return False
         self._give(gfn)
@@ -182,9 +182,8 @@ class FrameKeeper:
         pfn = memory.frame_view[gfn]
         gfns = memory.guests(pfn)
         for each in gfns:
-            if each in self._traces:
-                self._untrace(each)
-            self._forget(each)
+            self._mappings.untrace(each)
+            self._mappings.forget(each)
         swapped = memory.send_away(pfn)
         for each in gfns:
             self._residents.leave(each)
@@ -227,7 +226,7 @@ class FrameKeeper:
 
     def _carry(self, gfn: int, pfn: int) -> None:
         """Let a guest frame lie in another machine frame, alone."""
-        self._forget(gfn)
+        self._mappings.forget(gfn)
         old = self._memory.move(gfn, pfn)
         self._grant(gfn)
         if old is not None:
@@ -236,7 +235,7 @@ class FrameKeeper:
 
     def _join(self, gfn: int, pfn: int) -> None:
         """Let a guest frame lie where others of equal content do."""
-        self._forget(gfn)
+        self._mappings.forget(gfn)
         old = self._memory.share(gfn, pfn)
         self._grant(gfn)
         if old is not None:
@@ -248,35 +247,18 @@ class FrameKeeper:
         memory = self._memory
         first: dict[bytes, int] = {}
         for pfn, gfn in list(memory.guest_of.items()):
-            if gfn in self._traces or self._is_spun_on(pfn):
+            if self._traces.is_table(gfn) or self._is_spun_on(pfn):
                 continue
             into = first.setdefault(memory.page(gfn), pfn)
             if into == pfn:
                 continue
             if not memory.is_shared(memory.guest_of[into]):
-                self._protect(memory.guest_of[into])
+                self._mappings.forget(memory.guest_of[into])  # comes back read-only
             for each in memory.guests(pfn):
                 self._join(each, into)
                 self._count("pages_shared")
 
-    # ---- what everyone is told ------------------------------------------------------------------
-
-    def _forget(self, gfn: int) -> None:
-        for consumer in self._consumers:
-            consumer.ask_nowait(ForgetFrame(gfn))
-        self._traces.frame_moved()
-
-    def _protect(self, gfn: int) -> None:
-        for consumer in self._consumers:
-            consumer.ask_nowait(RevokeWrite(gfn))
-        self._traces.frame_moved()
-
-    def _untrace(self, gfn: int) -> None:
-        for consumer in self._consumers:
-            consumer.ask_nowait(DropTable(gfn))
-        self._traces.remove(gfn)
-        self._count("trace_removed")
-        self._note(EventKind.TRACE_REMOVED, gfn, 0)
+    # ---- what the checker and the summary are told ----------------------------------------------
 
     def _grant(self, gfn: int) -> None:
         if self._taps is not None:

@@ -68,6 +68,7 @@ def lay_out(
     scheme: Scheme,
     hardware: Hardware,
     place: Place | None,
+    n_guest_frames: int,
     seed: int,
 ) -> Ground:
     """Divide the machine frames of a VM between guest, monitor and pool, scattered by the seed."""
@@ -79,7 +80,7 @@ def lay_out(
         return Ground(frames, absent=True, pool=place.pool)
     own = list(range(hardware.ram.n_frames) if frames is None else frames)
     random.Random(seed).shuffle(own)
-    n_pool = len(own) - monitor_frames(scheme, config.vcpus, 0)
+    n_pool = len(own) - monitor_frames(scheme, config.vcpus, n_guest_frames)
     owner = hardware.owner if place else None
     pool = FramePool((), owner)
     for pfn in own[:n_pool]:

@@ -30,6 +30,7 @@ from penumbra.actors.machine.frames import FixedFrames, FrameKeeper, FramesOf
 from penumbra.actors.machine.ground import Place, frames_wanted, lay_out
 from penumbra.actors.machine.hardware import NOBODY, Hardware
 from penumbra.actors.machine.logged import LogTeller, SeatedBuffer, WriteBuffers
+from penumbra.actors.machine.mappings import SecondLevelMappings, ShadowMappings
 from penumbra.actors.machine.messages import (
     CarryOut,
     DiskOrder,
@@ -133,7 +134,7 @@ class Machine:
             buffer=compose_buffer(scheme),
         )  # fmt: skip
         self.ram = self.hardware.ram
-        ground = lay_out(config, scheme, self.hardware, place, seed)
+        ground = lay_out(config, scheme, self.hardware, place, guest.n_frames, seed)
         self.memory = MemoryManagement(
             self.ram, guest.n_frames, identity=not shadowed, seed=seed, backed=guest.backed,
             frames=ground.frames, absent=ground.absent, devices=window_frames(spec),
@@ -276,7 +277,7 @@ class Machine:
     def spin(self, vcpu_id: int, hpa: int, gva: int) -> bool:
         sharers = self.memory.guests(hpa >> PAGE_SHIFT) if self.memory.n_unready else ()
         if len(sharers) > 1:  # whoever writes the word will do it in another frame
-            gpa = self.submms[vcpu_id].guest_address(gva, READ, False)
+            gpa = self.submms[vcpu_id].guest_address(gva, READ, False) if self.submms else None
             gfn = gpa >> PAGE_SHIFT if isinstance(gpa, int) else NOBODY
             for each in [gfn] if gfn in sharers else sharers:
                 self.frames.separate(each)
@@ -357,9 +358,12 @@ class Machine:
     ) -> tuple[list[Coherence], list[ProducerRef]]:
         prefix = self._prefix
         if self.second_level:
-            control = CONTROLS[self.config.control]
+            level, control = self.second_level, CONTROLS[self.config.control]
+            self.frames.attach(
+                SecondLevelMappings(level, seats, self.observer, lambda: self.running)
+            )
             return [
-                Nested(i, seat, self.second_level, control, self.observer, self.spec, self.memory)
+                Nested(i, seat, level, control, self.observer, self.spec, self.memory, self.frames)
                 for i, seat in enumerate(seats)
             ], []
         if not self.submms:
@@ -374,13 +378,15 @@ class Machine:
         if self.scheme.shadow == "shared":
             for consumer in consumer_actors:
                 consumer.shares_with(consumer_actors)
-        self.frames.attach(consumers)
         producers: list[ProducerRef] = []
         readers = compose_readers(
             self.scheme, self.spec, self.memory, self.traces, [SeatedBuffer(seat) for seat in seats]
         )
         own_only = bool(self._buffer_fault() & BufferFault.OWN_BUFFER_ONLY)
         buffers = WriteBuffers(readers, producers, own_only=own_only)
+        self.frames.attach(
+            ShadowMappings(consumers, self.traces, buffers, self.observer, lambda: self.running)
+        )
         for submm, seat in zip(self.submms, seats, strict=True):
             log = None
             if readers:

@@ -110,9 +110,14 @@ class Complete(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
 
 
 class LoadRoot(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
-    """MOV CR3 with a machine address."""
+    """MOV CR3 with a machine address.
+
+    `top`: what the registers of the top level held when this root was last in use, where the format
+    has them; empty: they are loaded from memory.
+    """
 
     hpa: int
+    top: tuple[int, ...] = ()
 
 
 class SetModes(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):

@@ -10,22 +10,22 @@ from dataclasses import replace
 
 from penumbra.actors.machine.coherence import BareHardware, value_of
 from penumbra.actors.machine.control import Control
+from penumbra.actors.machine.frames import FramesOf
 from penumbra.actors.machine.messages import Complete, Ran, TruePageFault
 from penumbra.actors.machine.observer import Observer
 from penumbra.actors.machine.seat import Seat
 from penumbra.actors.observe.events import EventKind
-from penumbra.actors.vmm.fill import Forward
+from penumbra.actors.vmm.fill import BringFrame, Forward
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.nested import SecondLevel
 from penumbra.actors.vmm.nested_emulation import NestedWalker
 from penumbra.actors.vmm.walk import GuestRegisters
-from penumbra.hw import mmu_layout as m
 from penumbra.hw.exits import GeneralProtection, PageFault
 from penumbra.hw.formats import PAGE_SHIFT, FormatSpec
-from penumbra.hw.operations import Operation, Physical
+from penumbra.hw.operations import LoadPhysical, Operation, Physical
+from penumbra.hw.streams import WRITE
 
 _NO_EXIT = frozenset({"invlpg", "cr3_load"})
-_MASK64 = (1 << 64) - 1
 
 
 class Nested(BareHardware):
@@ -40,8 +40,10 @@ class Nested(BareHardware):
         observer: Observer,
         spec: FormatSpec,
         memory: MemoryManagement,
+        frames: FramesOf,
     ) -> None:
         super().__init__(vcpu_id, seat, observer)
+        self._frames = frames
         self._second_level = second_level
         self._control = control
         self._spec = spec
@@ -57,6 +59,9 @@ class Nested(BareHardware):
             self.note_exit("device")
             return self._emulate(work, user, fault.at)
         self.note_exit("second level")
+        # An entry that is there refuses writes alone: others lie in its machine frame, too.
+        gfn = fault.gpa >> PAGE_SHIFT
+        self._frames.want(gfn, bool(self._second_level.entry(gfn)))
         self._second_level.back(fault.gpa)
         return None
 
@@ -67,12 +72,19 @@ class Nested(BareHardware):
         stale translation could hold the guest up for ever.
         """
         accesses = self._cpu.cpu.next_accesses(work, at)
-        registers, hpas = self._guest_registers(), []
-        for gva, _, kind in accesses:
+        registers, hpas = self._guest_registers(), list[int]()
+        while len(hpas) < len(accesses):
+            gva, _, kind = accesses[len(hpas)]
             gpa = self._walker.guest_address(registers, gva, kind, user)
             if isinstance(gpa, Forward):
                 return TruePageFault(gva, gpa.error, kind)
-            hpas.append(self._reach(gpa))
+            if isinstance(gpa, int) and self._ready(gpa, kind == WRITE):
+                hpas.append(self._reach(gpa))
+                continue
+            write = kind == WRITE
+            wanted = BringFrame(gpa >> PAGE_SHIFT, write) if isinstance(gpa, int) else gpa
+            self._frames.want(wanted.gfn, wanted.write)
+            hpas.clear()  # what was found may have moved
         ran = self._cpu.ask_nowait(Complete(work, user, at, tuple(hpas)))
         self._observer.note(self._vcpu, EventKind.DEVICE_ACCESS, accesses[-1][0], hpas[-1])
         if self._observer.taps is not None:
@@ -82,8 +94,12 @@ class Nested(BareHardware):
 
     def _guest_registers(self) -> GuestRegisters:
         """Return the guest's registers with the top-level entries its CPU holds."""
-        reg, n = self._cpu.cpu.reg, self._spec.root_registers
-        return replace(self.registers, top=tuple(reg[m.R_TOP + i] & _MASK64 for i in range(n)))
+        return replace(self.registers, top=self._cpu.cpu.top_entries)
+
+    def _ready(self, gpa: int, write: bool) -> bool:
+        return self._memory.is_device(gpa >> PAGE_SHIFT) or self._memory.ready(
+            gpa >> PAGE_SHIFT, write
+        )
 
     def _reach(self, gpa: int) -> int:
         """Return where the CPU makes an emulated access."""
@@ -94,7 +110,25 @@ class Nested(BareHardware):
     def physical(self, work: Physical) -> int | GeneralProtection:
         if self._memory.is_device(work.gpa >> PAGE_SHIFT):
             self.note_exit("device")
+        else:
+            self._frames.want(work.gpa >> PAGE_SHIFT, not isinstance(work, LoadPhysical))
         return value_of(self._cpu.ask_nowait(Complete(work, False, 0, (self._reach(work.gpa),))))
+
+    def load_root(self, cr3: int) -> GeneralProtection | None:
+        if self._spec.root_registers:
+            self._bring_top(cr3)
+        return super().load_root(cr3)
+
+    def load_mode(self, register: int, value: int) -> GeneralProtection | None:
+        if self._spec.root_registers:
+            self._bring_top(self.registers.cr3)
+        return super().load_mode(register, value)
+
+    def _bring_top(self, cr3: int) -> None:
+        """Have the table there that the CPU loads registers from: its loads cannot be restarted."""
+        gpa = cr3 & self._spec.root_mask
+        self._frames.want(gpa >> PAGE_SHIFT, False)
+        self._second_level.machine_address(gpa)
 
     def note_exit(self, reason: str) -> None:
         self._observer.exit(self._vcpu, reason)

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
+import msgspec
+
 from penumbra.actors.machine.messages import CpuOrder, Invalidate, LoadRoot, Ran, Renew, SetModes
 from penumbra.actors.runtime import ActorRef
 from penumbra.hw.cpu import PhysicalCpu
@@ -80,11 +82,14 @@ class WorldSeat:
         self._ref, self._cpu = ref, cpu
         assert self._root is not None and self._modes is not None
         ref.ask_nowait(self._root)
-        ref.ask_nowait(self._modes)
+        # What the last change of modes has loaded is among what the root restores.
+        ref.ask_nowait(msgspec.structs.replace(self._modes, reload=False))
         ref.ask_nowait(Invalidate((), everything=True))
 
     def leave(self) -> None:
         """Get up; the CPU keeps stale state until the next world sits down."""
+        assert self._cpu is not None and self._root is not None
+        self._root = LoadRoot(self._root.hpa, self._cpu.top_entries)
         self._ref = self._cpu = None
 
     def _ask(self, order: CpuOrder) -> Ran:

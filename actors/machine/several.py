@@ -17,7 +17,7 @@ import numpy as np
 from penumbra.actors.check import Oracle, Verdict
 from penumbra.actors.machine.build import build_machine
 from penumbra.actors.machine.config import MachineConfig
-from penumbra.actors.machine.ground import Place
+from penumbra.actors.machine.ground import Place, frames_wanted
 from penumbra.actors.machine.hardware import Hardware
 from penumbra.actors.machine.host import Host
 from penumbra.actors.machine.kernel import KernelServices
@@ -26,6 +26,7 @@ from penumbra.actors.observe.events import EventLog
 from penumbra.actors.vmm.compose import compose_buffer, monitor_frames
 from penumbra.actors.vmm.residents import FramePool
 from penumbra.actors.vmm.schemes import Scheme
+from penumbra.guest.system import GuestSystem
 from penumbra.guest.workloads.workload import Workload
 from penumbra.hw.costs import CostProfile
 
@@ -113,29 +114,30 @@ class _Ground:
         self._scheme = scheme
         self._seed = seed
         self._shared = scheme.shadow != "none"
-        self._n_monitor = monitor_frames(scheme, config.vcpus, 0)
         self._pool: FramePool | None = None
         self._shares: list[list[int]] = []
         self.hardware: Hardware | None = None
         self.events = EventLog()
 
-    def place(self, vm: int) -> Callable[[int], Place]:
-        """Return what says where VM number `vm` lies, given the frames it takes."""
+    def place(self, vm: int) -> Callable[[GuestSystem], Place]:
+        """Return what says where VM number `vm` lies, given its guest."""
 
-        def placed(n_frames: int) -> Place:
+        def placed(guest: GuestSystem) -> Place:
             if not self._shared:
                 return Place(vm, self.events)
             if not self._shares:
-                self._build(n_frames)
+                self._build(guest)
             return Place(vm, self.events, self.hardware, self._shares[vm], self._pool)
 
         return placed
 
-    def _build(self, n_each: int) -> None:
-        config = self._config
+    def _build(self, guest: GuestSystem) -> None:
+        config, scheme = self._config, self._scheme
+        n_each = frames_wanted(config, scheme, guest)
+        n_monitor = monitor_frames(scheme, config.vcpus, guest.n_frames)
         n_frames = n_each * config.vms
         self.hardware = Hardware(
-            config, n_frames, config.cpus or config.vcpus, buffer=compose_buffer(self._scheme)
+            config, n_frames, config.cpus or config.vcpus, buffer=compose_buffer(scheme)
         )
         if config.host_frames:
             self._pool = FramePool((), self.hardware.owner)
@@ -147,8 +149,8 @@ class _Ground:
             if self._pool is not None:
                 # Every VM brings its part; whose they are in the end is decided as they run.
                 share = scattered[vm * n_each : (vm + 1) * n_each].tolist()
-                self._shares[vm] = share[: self._n_monitor]
-                for pfn in share[self._n_monitor :]:
+                self._shares[vm] = share[:n_monitor]
+                for pfn in share[n_monitor:]:
                     self._pool.give(pfn)
 
 

@@ -16,6 +16,7 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT
 from penumbra.hw.memory import Ram
@@ -145,6 +146,10 @@ class MemoryManagement:
     def is_shared(self, gfn: int) -> bool:
         """Tell whether another guest frame lies in the same machine frame."""
         return gfn < len(self.frame_map) and self.frame_view[gfn] in self._sharers
+
+    def are_shared(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Tell of each machine frame whether several guest frames lie in it."""
+        return np.isin(pfns, list(self._sharers))
 
     def ready(self, gfn: int, write: bool) -> bool:
         """Tell whether a guest frame can be read, or written, where it lies now."""

@@ -9,7 +9,7 @@ Source: SDM vol. 3, 29.3.3 (a violation leaves A and D as they were); A40 ¶38.
 
 from __future__ import annotations
 
-from penumbra.actors.vmm.fill import Forward
+from penumbra.actors.vmm.fill import BringFrame, Forward
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.walk import GuestRegisters, GuestWalker
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, FormatSpec
@@ -23,12 +23,16 @@ class NestedWalker:
 
     def guest_address(
         self, registers: GuestRegisters, gva: int, kind: int, user: bool
-    ) -> int | Forward:
+    ) -> int | Forward | BringFrame:
         """Return the guest-physical address of a permitted access, or the guest's own fault."""
         if not registers.paging:
             return gva
         walker = self._walker
-        if not walker.resolve(registers, gva, kind, user):
+        permitted = walker.resolve(registers, gva, kind, user)
+        unready = walker.unready()
+        if unready is not None:
+            return BringFrame(unready, True)
+        if not permitted:
             return Forward(walker.error)
         frame = walker.frame(gva)
         walker.set_accessed(walker.steps(), kind)

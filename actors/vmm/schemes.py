@@ -173,20 +173,12 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             )
         return None
 
-    def machine_problem(
-        self, paging: str, tlb: str = "hardware", *, frames_move: bool = False
-    ) -> str | None:
+    def machine_problem(self, paging: str, tlb: str = "hardware") -> str | None:
         """Say in one line why this composition cannot run on such a machine, or None."""
         if self.shadow in ("per-privilege", "shared") and paging == "pae":
             return f"scheme {self.name!r} has no form for machine.paging {paging!r}"
         if self.shadow == "nested" and tlb == "software":
             return f"scheme {self.name!r} is a walk of the hardware's: not with machine.tlb {tlb!r}"
-        traced = self.detect == "write-trace" or self.shadow == "none"
-        if frames_move and not traced:
-            return (
-                f"scheme {self.name!r}: machine frames move under traced shadow tables alone: not "
-                "with machine.host_frames, host_moves, share_pages"
-            )
         return None
 
     def _virtual_tlb_problem(self) -> str | None:

@@ -56,6 +56,10 @@ class WriteTraces:
     def __contains__(self, gfn: int) -> bool:
         return gfn in self._tables and gfn not in self._lifted
 
+    def is_table(self, gfn: int) -> bool:
+        """Tell whether shadows may derive from a frame: it is traced, or its trace is lifted."""
+        return gfn in self._tables
+
     def guard(self, value: int, entry: int, gfn: int) -> int:
         """Return the shadow leaf `value` of a guest frame as the detection policy needs it."""
         return self.detection.leaf(value, entry, gfn in self)

@@ -36,12 +36,10 @@ def foreign_translations(rig: Rig) -> list[str]:
 def _listed(hardware: Hardware, vm: int, machine: Machine) -> list[tuple[int, int]]:
     """Look at what is listed: where frames change hands, free ones still hold what they held."""
     owner = hardware.owner
-    return [
-        (one.gva, one.pfn)
-        for submm in machine.submms
-        for one in submm.entries()
-        if one.pfn < len(owner) and owner[one.pfn] != vm
-    ]
+    listed = [(one.gva, one.pfn) for submm in machine.submms for one in submm.entries()]
+    if machine.second_level is not None:
+        listed = machine.second_level.leaves()
+    return [(at, pfn) for at, pfn in listed if pfn < len(owner) and owner[pfn] != vm]
 
 
 def _foreign(hardware: Hardware, vm: int, machine: Machine) -> list[tuple[int, int]]:

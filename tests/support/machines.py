@@ -25,11 +25,7 @@ CORE = ("native", "shootdown", "patch")
 
 def families(paging: str) -> tuple[str, ...]:
     """Return those of `FAMILIES` that have a form for a paging format."""
-    return tuple(
-        name
-        for name in FAMILIES
-        if not PRESETS[name].machine_problem(paging, "hardware", frames_move=False)
-    )
+    return tuple(name for name in FAMILIES if not PRESETS[name].machine_problem(paging))
 
 
 SMALL_STORM = named_workload("fork-storm", depth=1, pages=4, rounds=1)
@@ -85,4 +81,6 @@ def run_machine(
     if invariants:
         machine.matrix.check()
     machine.memory.check()
+    if machine.second_level is not None:
+        machine.second_level.check()
     return machine, summarise(machine, seed), oracle.verdict() if oracle else None

@@ -179,9 +179,7 @@ def refusal(case: RunConfig) -> str | None:
     """Say why a machine refuses to be built so, or None."""
     machine, scheme = case.machine, case.scheme
     return (
-        machine.problem()
-        or scheme.problem()
-        or scheme.machine_problem(machine.paging, machine.tlb, frames_move=machine.frames_move)
+        machine.problem() or scheme.problem() or scheme.machine_problem(machine.paging, machine.tlb)
     )
 
 

@@ -86,6 +86,8 @@ def _check_parts(machine: Machine) -> None:
         cpu.write_buffer.check()
     machine.matrix.check()
     machine.memory.check()
+    if machine.second_level is not None:
+        machine.second_level.check()
     if isinstance(machine.guest, Kernel) and machine.ended == "finished":
         machine.guest.check()
 

@@ -52,9 +52,7 @@ class Builder:
         """Make a level-0 active entry stand for a guest leaf that maps guest frame `gfn` (846)."""
         table, index = place
         entries = self._state.entries
-        h.set(
-            table, index, entries.leaf(entry, entries.frame(gfn), h.user, self._state.mode), entry
-        )
+        h.set(table, index, entries.page(entry, gfn, h.user, self._state.mode), entry)
 
     def large(self, h: Hierarchy, place: Place, entry: int, gfn: int, gva: int) -> None:
         """Make active entries stand for a large guest page, at least for `gva`; `gfn` is there.

@@ -88,6 +88,11 @@ class Entries:
         """Return the active entry that links the table in machine frame `pfn` (732-764)."""
         return (pfn << PAGE_SHIFT) | P | A | self.rights(entry, user, mode)
 
+    def page(self, entry: int, gfn: int, user: bool, mode: Mode) -> int:
+        """Return the active entry that maps guest frame `gfn`: read-only while others lie there."""
+        value = self.leaf(entry, self.frame(gfn), user, mode)
+        return value & ~W if self.memory.is_shared(gfn) else value
+
     def leaf(self, entry: int, pfn: int, user: bool, mode: Mode) -> int:
         """Return the active entry that maps machine frame `pfn` (736-764, 846)."""
         rights = self.rights(entry, user, mode)
@@ -111,14 +116,14 @@ class Entries:
         return int(self._leaf_frame(entry - (1 << 64) if entry >> 63 else entry, level))
 
     def frame(self, gfn: int) -> int:
-        """Return the machine frame behind a guest frame; where the VM has nothing, `NOWHERE`."""
+        """Return the machine frame a guest frame lies in; where it lies in none, `NOWHERE`."""
         memory = self.memory
         pfn = memory.frame_view[gfn] if 0 <= gfn < memory.n_guest_frames else UNBACKED
-        assert pfn == UNBACKED or memory.guest_of[pfn] == gfn, "a frame of another VM"
-        return NOWHERE if pfn == UNBACKED else pfn
+        assert pfn < 0 or gfn in memory.guests(pfn), "a frame of another VM"
+        return NOWHERE if pfn < 0 else pfn
 
     def backed(self, gfn: int) -> bool:
-        """Tell whether the VM has memory there (714, 836, 1008, 1034)."""
+        """Tell whether the VM has memory there now (714, 836, 1008, 1034)."""
         return self.frame(gfn) != NOWHERE
 
     def contiguous(self, gfn: int, level: int) -> int | None:
@@ -130,8 +135,9 @@ class Entries:
         first = memory.frame_view[gfn]
         if first < 0 or first & (n - 1):
             return None
-        whole = np.array_equal(memory.frame_map[gfn : gfn + n], np.arange(first, first + n))
-        return first if whole else None
+        frames = memory.frame_map[gfn : gfn + n]
+        whole = np.array_equal(frames, np.arange(first, first + n))
+        return first if whole and not memory.are_shared(frames).any() else None
 
     # ---- whole tables at once: method 1000 ------------------------------------------------------
 
@@ -158,10 +164,11 @@ class Entries:
         gfns = ((entries & kind(self.spec.frame_mask)) >> kind(PAGE_SHIFT)).astype(np.int64)
         inside = gfns < self.memory.n_guest_frames
         pfns = np.where(inside, self.memory.frame_map[np.where(inside, gfns, 0)], UNBACKED)
-        backed = pfns != UNBACKED
+        backed = pfns >= 0
         rights = entries & kind(W | self._nx | (U if user else 0))
         if not user:
             rights |= kind(U | (0 if mode.wp else W))
-        rights &= ~np.where(entries & kind(D), kind(0), kind(W))  # 1042, 1044
+        writable = (entries & kind(D) != 0) & ~self.memory.are_shared(pfns)
+        rights &= ~np.where(writable, kind(0), kind(W))  # 1042, 1044
         values = (pfns.astype(entries.dtype) << kind(PAGE_SHIFT)) | rights | kind(P | A | D)
         return np.where(backed, values, kind(0)), backed

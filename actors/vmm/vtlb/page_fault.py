@@ -4,6 +4,7 @@
     710, 832  would the guest's tables refuse?          yes: 712, 834  the guest's fault
     714, 836  does the VM have memory there?            no: 716, 838  machine check, if asked for
               a device there?                           yes: the emulator 330 does the access
+              in no machine frame, or not its own?      it is brought first, then asked again
     718, 840  no active entry: 730-764, 846             A is set, the entry built
     720, 842  active entry read-only for want of D: 802-809, 848     D is set, the entry opened
     722, 844  active entry older than what the guest says: built anew (printed: the guest's fault)
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from penumbra.actors.vmm.fill import Emulate, Forward, Hidden, MachineCheck
+from penumbra.actors.vmm.fill import BringFrame, Emulate, Forward, Hidden, MachineCheck
 from penumbra.actors.vmm.memory import MonitorMemoryShortError
 from penumbra.actors.vmm.vtlb.build import Builder
 from penumbra.actors.vmm.vtlb.reading import GuestReader, Reading
@@ -30,7 +31,7 @@ from penumbra.actors.vmm.walk import Step
 from penumbra.hw.formats import NX, PAGE_SHIFT, PF_I, PF_P, PF_U, PF_W, A, D, P, U, W
 from penumbra.hw.streams import FETCH, WRITE
 
-Answer: TypeAlias = Forward | Hidden | Emulate | MachineCheck
+Answer: TypeAlias = Forward | Hidden | Emulate | MachineCheck | BringFrame
 _HIDDEN, _DEVICE = Hidden(), Emulate(device=True)
 
 
@@ -49,10 +50,14 @@ class PageFaultMethod:
             user = state.user
         examined = state.pair.of(user)  # 704, 706
         reading = self._reader.read(examined, gva, kind, user)
+        if reading.unready is not None:
+            return BringFrame(reading.unready, True)
         if reading.error is not None:  # 710, 832
             return Forward(self._code(examined, gva, kind, reading.error))  # 712, 834
         if state.memory.is_device(reading.gfn):
             return _DEVICE
+        if not state.memory.ready(reading.gfn, kind == WRITE):
+            return BringFrame(reading.gfn, kind == WRITE)
         if state.printed("ET14") and not state.entries.backed(reading.gfn):  # 714, 836
             return MachineCheck(gva, reading.gfn << PAGE_SHIFT)  # 716, 838
         if self._reflected(examined, gva, kind, user, reading):  # 720, 842

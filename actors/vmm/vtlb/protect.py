@@ -26,7 +26,7 @@ def protect(state: State) -> None:
         for index, origin in table.origin.items():
             before = h.entry(table, index)
             dirty = bool(origin & D) or index in table.children
-            value = before & ~W | (origin & W if dirty else 0)
+            value = before & ~W | (before & origin & W if dirty else 0)
             if value != before:
                 h.put((table, index), value)
     state.flushes.append(FLUSH_ALL)

@@ -45,12 +45,15 @@ class Reading:
         gfn: Guest frame the address maps to, -1 if to none.
         error: Error code of the fault the guest has to see, or None.
         denied: Error code by the rights of all levels; differs from `error` under ET4 alone.
+        unready: A guest table of the path that cannot be read and stored to where it lies now;
+            then nothing else of this says anything.
     """
 
     steps: Sequence[Step]
     gfn: int
     error: int | None = None
     denied: int | None = None
+    unready: int | None = None
 
 
 class GuestReader:
@@ -70,6 +73,9 @@ class GuestReader:
             registers = replace(registers, cr4=registers.cr4 | CR4_PSE)
         walker = self._walker
         permitted = walker.resolve(registers, gva, kind, user)
+        unready = walker.unready()
+        if unready is not None:
+            return Reading([], -1, unready=unready)
         if not self._as_printed:
             if not permitted:
                 return Reading([], -1, walker.error, walker.error)

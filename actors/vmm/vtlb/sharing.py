@@ -142,6 +142,15 @@ class Pairs:
     def all(self) -> list[Pair]:
         return list(self._pairs.values())
 
+    @property
+    def shared(self) -> bool:
+        """Whether VCPUs may run on a pair together."""
+        return self._regardless or self._sharing == "vm"
+
+    def used_by(self, vcpu_id: int) -> list[Pair]:
+        """Return the pairs a VCPU runs on or may come back to."""
+        return [pair for key, pair in self._pairs.items() if self.shared or key[0] == vcpu_id]
+
     def n_tables(self) -> int:
         """Return how many active tables there are, roots included."""
         return sum(hierarchy.n_tables for pair in self.all() for hierarchy in pair.both)

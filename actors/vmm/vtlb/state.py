@@ -88,6 +88,21 @@ class State:
         self.pair.empty(self.vcpu_id)
         self.flushes.append(FLUSH_ALL)
 
+    def forget_frame(self, gfn: int) -> None:
+        """Drop every entry that maps the machine frame behind a guest frame.
+
+        Entries are not kept by what they map: frames move seldom, and each table is one comparison.
+        """
+        pfn = self.entries.frame(gfn)
+        found = self.pairs.shared  # another VCPU may have cleared it, with this CPU still to flush
+        for pair in self.pairs.used_by(self.vcpu_id):
+            for hierarchy in pair.both:
+                for place in hierarchy.mapping(pfn):
+                    hierarchy.clear(place, pair.others(self.vcpu_id))
+                    found = True
+        if found:
+            self.flushes.append(FLUSH_ALL)
+
     def empty_all(self) -> None:
         """Storage is short: a TLB may drop what it likes, so every pair here is emptied."""
         self.pairs.forget(0)

@@ -246,6 +246,24 @@ class Hierarchy:
             yield table
             todo += table.children.values()
 
+    def mapping(self, pfn: int) -> list[Place]:
+        """Return the leaves, large ones included, that map a machine frame."""
+        return [(table, index) for table in self.tables() for index in self._mapping(table, pfn)]
+
+    def _mapping(self, table: ActiveTable, pfn: int) -> list[int]:
+        words = self._entries.table(table.pfn)
+        kind = words.dtype.type
+        if table.level == 0:
+            mask = kind(self._spec.frame_mask | P)
+            return np.flatnonzero(words & mask == kind(pfn << PAGE_SHIFT | P)).tolist()
+        n = 1 << (self._spec.levels[table.level].shift - PAGE_SHIFT)
+        return [
+            index
+            for index in table.origin
+            if index not in table.children
+            and self._entries.first_frame(int(words[index]), table.level) == pfn & -n
+        ]
+
     def check(self) -> None:
         """Assert the class invariant: what RAM holds is what the books say."""
         n, seen = 0, set[int]()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from penumbra.actors.vmm.contents import Translation, translations
-from penumbra.actors.vmm.fill import Forward, Outcome, PlaceTraces
+from penumbra.actors.vmm.fill import BringFrame, Forward, Outcome, PlaceTraces
 from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.secondary import Owed
 from penumbra.actors.vmm.shadow import FLUSH_ALL
@@ -184,9 +184,13 @@ class VirtualTlb:
         assert answer is not None
         return answer
 
-    def guest_address(self, gva: int, kind: int, user: bool) -> int | Forward | PlaceTraces:
+    def guest_address(
+        self, gva: int, kind: int, user: bool
+    ) -> int | Forward | PlaceTraces | BringFrame:
         """Translate for an emulated access, A and D set as the hardware would; return a gpa."""
         reading = self._reader.read(self.state.pair.of(user), gva, kind, user)
+        if reading.unready is not None:
+            return BringFrame(reading.unready, True)
         if reading.error is not None:
             return Forward(reading.error)
         self._reader.mark(reading, kind, 0)
@@ -261,14 +265,15 @@ class VirtualTlb:
         pass
 
     def revoke_write(self, gfn: int) -> int:
+        """Nothing is traced."""
         return 0
 
     def drop_table(self, gfn: int) -> None:
         pass
 
     def forget_frame(self, gfn: int) -> None:
-        """Drop everything: entries are not kept by what they map."""
-        self.state.empty()
+        """Drop every active entry that maps the machine frame, of kept pairs, too."""
+        self.state.forget_frame(gfn)
 
     def stores_lost(self) -> int:
         """No store is followed, so none can be lost."""

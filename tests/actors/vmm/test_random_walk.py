@@ -305,7 +305,7 @@ class Walk:
     ("world", "scheme"),
     [(w, s) for w in WORLDS for s in SCHEMES if not SCHEMES[s].machine_problem(w)],
 )
-@settings(max_examples=30, deadline=None, suppress_health_check=TOO_SLOW)
+@settings(max_examples=16, deadline=None, suppress_health_check=TOO_SLOW)
 @given(script=steps())
 def test_whatever_a_guest_does_no_access_is_refused(
     world: str, scheme: str, script: list[Step]

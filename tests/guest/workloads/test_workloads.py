@@ -47,9 +47,16 @@ SMALL: list[Program] = [
 
 
 @pytest.mark.shows("G9")
-@pytest.mark.parametrize("spec", FORMATS.values(), ids=list(FORMATS))
 @pytest.mark.parametrize(
-    ("n_vcpus", "sticky"), [(3, False), (1, True), (2, True), (4, True), (8, True)]
+    ("spec", "n_vcpus", "sticky"),
+    [
+        *((FORMATS[name], 3, False) for name in FORMATS),
+        *((FORMATS[name], 4, True) for name in FORMATS),
+        (FORMATS["ia32"], 1, True),
+        (FORMATS["x86-64"], 2, True),
+        (FORMATS["pae"], 8, True),
+    ],
+    ids=lambda value: getattr(value, "name", None),
 )
 @pytest.mark.parametrize("program", SMALL, ids=lambda program: program.name)
 def test_a_workload_finds_no_wrong_value(
