@@ -175,7 +175,7 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def machine_problem(self, paging: str, tlb: str = "hardware") -> str | None:
         """Say in one line why this composition cannot run on such a machine, or None."""
-        if self.shadow in ("per-privilege", "shared") and paging == "pae":
+        if self.shadow == "shared" and paging == "pae":
             return f"scheme {self.name!r} has no form for machine.paging {paging!r}"
         if self.shadow == "nested" and tlb == "software":
             return f"scheme {self.name!r} is a walk of the hardware's: not with machine.tlb {tlb!r}"

@@ -40,7 +40,7 @@ class Builder:
         if child is None:
             child = h.link(place, entry, piece)
             self.n_linked += 1
-        value = state.entries.upper(entry, child.pfn, h.user, state.mode)
+        value = state.entries.upper(entry, table.level, child.pfn, h.user, state.mode)
         before = h.entry(table, index)
         if before != value:
             h.put(place, value)

@@ -40,7 +40,8 @@ class Conformer:
 
     def _table(self, h: Hierarchy, table: ActiveTable, gfn: int) -> None:
         entries, mask = self._state.entries, self._state.spec.frame_mask
-        words = entries.table(entries.frame(gfn)) if entries.backed(gfn) else None
+        words = self._state.guest_table(gfn, table.level)
+        used = P if entries.in_registers(table.level) else P | A
         for index, origin in list(table.origin.items()):
             self.n_compared += 1
             now = 0 if words is None else int(words[index])
@@ -48,7 +49,7 @@ class Conformer:
             if child is None:
                 keep = now == origin
             else:
-                keep = now & (P | A) == P | A and entries.same(origin, now)
+                keep = now & used == used and entries.same(origin, now)
                 keep &= not child.piece or now == origin
             if not keep:
                 self.n_dropped += 1

@@ -48,10 +48,10 @@ class EagerFill:
         state.flushes.append(FLUSH_ALL)
 
     def _table(self, gfn: int, twins: Twins) -> None:
-        level, entries = twins[0].level, self._state.entries
-        if not entries.backed(gfn):
+        level = twins[0].level
+        words = self._state.guest_table(gfn, level)
+        if words is None:
             return
-        words = entries.table(entries.frame(gfn))
         if level == 0:
             self._leaves(twins, words)
             return
@@ -78,6 +78,8 @@ class EagerFill:
 
     def _loadable(self, entry: int, level: int, large: bool) -> bool:
         shape, mode = self._state.spec.levels[level], self._state.mode
+        if self._state.entries.in_registers(level):
+            return bool(entry & P)
         bad = shape.reserved_large if large else shape.reserved
         if self._state.spec.has_nx and not mode.nxe:
             bad |= NX

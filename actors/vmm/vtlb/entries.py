@@ -84,14 +84,20 @@ class Entries:
     def _ps_counts(self, mode: Mode) -> bool:
         return mode.pse or not self.spec.large_needs_pse
 
-    def upper(self, entry: int, pfn: int, user: bool, mode: Mode) -> int:
+    def upper(self, entry: int, level: int, pfn: int, user: bool, mode: Mode) -> int:
         """Return the active entry that links the table in machine frame `pfn` (732-764)."""
+        if self.in_registers(level):
+            return (pfn << PAGE_SHIFT) | P
         return (pfn << PAGE_SHIFT) | P | A | self.rights(entry, user, mode)
 
     def page(self, entry: int, gfn: int, user: bool, mode: Mode) -> int:
         """Return the active entry that maps guest frame `gfn`: read-only while others lie there."""
         value = self.leaf(entry, self.frame(gfn), user, mode)
         return value & ~W if self.memory.is_shared(gfn) else value
+
+    def in_registers(self, level: int) -> bool:
+        """Tell whether CPUs hold a level's entries in registers: those carry no rights and no A."""
+        return self.spec.root_registers > 0 and level == self.spec.top
 
     def leaf(self, entry: int, pfn: int, user: bool, mode: Mode) -> int:
         """Return the active entry that maps machine frame `pfn` (736-764, 846)."""

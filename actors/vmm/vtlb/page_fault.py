@@ -144,6 +144,8 @@ class PageFaultMethod:
         """Return the present active entry that refuses the access, if one does (708, 826)."""
         for table, index in h.path(gva):
             entry = h.entry(table, index)
+            if self._state.entries.in_registers(table.level):
+                continue
             if (
                 (user and not entry & U)
                 or (kind == WRITE and not entry & W)

@@ -106,14 +106,15 @@ class GuestReader:
         steps: list[Step] = []
         base, refused = state.root_gfn() << PAGE_SHIFT, False
         for depth, level in enumerate(range(spec.top, -1, -1)):
-            gpa = base + spec.levels[level].index(gva) * spec.entry_bytes
-            entry = state.memory.load(gpa, spec.entry_bytes)
+            index, held = spec.levels[level].index(gva), state.entries.in_registers(level)
+            gpa = NO_ENTRY if held else base + index * spec.entry_bytes
+            entry = state.registers.top[index] if held else state.memory.load(gpa, spec.entry_bytes)
             if level and depth < len(stale):
                 entry = self._seen(entry, stale[depth])
             steps.append(Step.at(level, gpa, entry, spec.entry_bytes))
             if not entry & P:
                 return Reading(steps, -1, code, code)
-            refused |= bool(wanted & ~entry)
+            refused |= bool(wanted & ~entry) and not held
             if level == 0 or state.entries.is_large(entry, level, state.mode):
                 break
             base = entry & spec.frame_mask
@@ -147,7 +148,7 @@ class GuestReader:
         steps = []
         for depth, step in enumerate(reading.steps):
             want = A | (D if step is reading.steps[-1] and kind == WRITE else 0)
-            if step.gpa != NO_ENTRY and depth >= skip:
+            if step.gpa >= 0 and depth >= skip:
                 now = memory.load(step.gpa, width)
                 if want & ~now and now & P:
                     memory.store(step.gpa, width, now | want)

@@ -58,11 +58,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class Use:
-    """What of a VCPU decides which pair it may run on."""
+    """What of a VCPU decides which pair it may run on.
+
+    Attributes:
+        top: Entries of the top level that its guest's CPU holds in registers; equal roots may have
+            been loaded at different times.
+    """
 
     vcpu_id: int
     root: int
     mode: Mode
+    top: tuple[int, ...] = ()
 
 
 class Pairs:
@@ -99,7 +105,7 @@ class Pairs:
         if self._regardless:
             return ()
         if self._sharing == "vm":
-            return (use.root, use.mode)
+            return (use.root, use.mode, use.top)
         return (use.vcpu_id, use.root, use.mode) if self._n_kept else (use.vcpu_id,)
 
     def join(self, use: Use) -> Pair:

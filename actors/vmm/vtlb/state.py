@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.schemes import SchemeOptions
 from penumbra.actors.vmm.shadow import FLUSH_ALL
-from penumbra.actors.vmm.vtlb.entries import Entries, Mode
+from penumbra.actors.vmm.vtlb.entries import Entries, Mode, Words
 from penumbra.actors.vmm.vtlb.sharing import Pair, Pairs, Use
 from penumbra.actors.vmm.vtlb.tables import Hierarchy, Place
 from penumbra.actors.vmm.walk import GuestRegisters
@@ -43,6 +45,11 @@ class State:
         return self.entries.memory
 
     @property
+    def has_root(self) -> bool:
+        """Whether a root has been loaded."""
+        return self._pair is not None
+
+    @property
     def pair(self) -> Pair:
         assert self._pair is not None, "no root is loaded"
         return self._pair
@@ -64,6 +71,12 @@ class State:
         """Tell whether an erratum's printed form is asked for."""
         return erratum in self.options.errata
 
+    def guest_table(self, gfn: int, level: int) -> Words | None:
+        """Return a guest table's entries, in registers or not; None: it is in no machine frame."""
+        if self.entries.in_registers(level):
+            return np.array(self.registers.top, np.uint64)
+        return self.entries.table(self.entries.frame(gfn)) if self.entries.backed(gfn) else None
+
     def root_gfn(self) -> int:
         """Return the guest frame of the guest's root table."""
         return (self.registers.cr3 & self.spec.frame_mask) >> PAGE_SHIFT
@@ -72,9 +85,9 @@ class State:
         """Run on the pair that root and modes call for."""
         mode = Mode.of(self.registers)
         self._mode = replace(mode, pse=True) if self.printed("ET12") else mode
-        root = self.root_gfn() if self._mode.paging else -1
+        root, top = (self.root_gfn(), self.registers.top) if self._mode.paging else (-1, ())
         before = self._pair
-        self._pair = self.pairs.join(Use(self.vcpu_id, root, self._mode))
+        self._pair = self.pairs.join(Use(self.vcpu_id, root, self._mode, top))
         if before is not None and before is not self._pair:
             self.flushes.append(FLUSH_ALL)
 

@@ -84,13 +84,16 @@ class Storage:
             raise MonitorMemoryShortError
         return self.take_root()
 
-    def take_root(self) -> int:
+    def take_root(self, *, low: bool = False) -> int:
         """Return a zeroed frame for a root: tables leave room for those, for none can run without.
+
+        Args:
+            low: As for `MemoryManagement.take_frame`.
 
         Raises:
             MonitorMemoryShortError: The machine itself has none left.
         """
-        pfn = self._pool.take_frame()
+        pfn = self._pool.take_frame(low=low)
         self.n_used += 1
         return pfn
 
@@ -144,7 +147,8 @@ class Hierarchy:
         self._entries = entries
         self._ram = entries.memory.ram
         self._spec = entries.spec
-        self.root = ActiveTable(storage.take_root(), self._spec.top, None, False)
+        root = storage.take_root(low=self._spec.root_registers > 0)
+        self.root = ActiveTable(root, self._spec.top, None, False)
         self.n_tables = 1
 
     @property
@@ -277,7 +281,7 @@ class Hierarchy:
             for index, child in table.children.items():
                 assert child.up == (table, index)
                 assert self.entry(table, index) & self._spec.frame_mask == child.pfn << PAGE_SHIFT
-            if not self.user:
+            if not self.user and not self._entries.in_registers(table.level):
                 assert np.all(words[words & P != 0] & U), "closed to the hardware's user mode"
         assert n == self.n_tables
         assert not seen & set(self._storage.frames_owed()), "a table waits for a flush and is used"

@@ -23,6 +23,7 @@ from penumbra.actors.vmm.fill import BringFrame, Forward, Outcome, PlaceTraces
 from penumbra.actors.vmm.propagate import Key
 from penumbra.actors.vmm.secondary import Owed
 from penumbra.actors.vmm.shadow import FLUSH_ALL
+from penumbra.actors.vmm.top_registers import read_entries
 from penumbra.actors.vmm.vtlb.build import Builder
 from penumbra.actors.vmm.vtlb.conform import Conformer
 from penumbra.actors.vmm.vtlb.eager import EagerFill
@@ -32,6 +33,8 @@ from penumbra.actors.vmm.vtlb.protect import protect
 from penumbra.actors.vmm.vtlb.reading import GuestReader
 from penumbra.actors.vmm.vtlb.state import State
 from penumbra.actors.vmm.walk import registers_flush
+from penumbra.hw.control import reloads_top
+from penumbra.hw.exits import GeneralProtection
 from penumbra.hw.formats import CR0_PG, CR0_WP, CR4_PAE, CR4_PGE, CR4_PSE, PAGE_BYTES, PAGE_SHIFT
 
 
@@ -112,6 +115,7 @@ class VirtualTlb:
         self.registers = state.registers
         self.n_filled = 0
         self._loaded = -1  # what the hardware's CR3 holds, or is about to
+        self._held: list[int] = []  # and its registers of the top level, in formats that have them
         builder = Builder(state)
         self._reader = GuestReader(state)
         self._page_fault = PageFaultMethod(state, self._reader, builder)
@@ -146,6 +150,7 @@ class VirtualTlb:
         state = self.state
         if isinstance(event, RootLoaded):
             state.registers.cr3 = event.cr3
+            self._load_top(event.cr3)
             state.join()
             if state.options.working_set:
                 self.conformer.conform()
@@ -166,7 +171,10 @@ class VirtualTlb:
     def _load_mode(self, register: int, value: int) -> None:
         state, registers = self.state, self.state.registers
         wp, pge = registers.cr0 & CR0_WP, registers.cr4 & CR4_PGE
-        flush = registers_flush(registers, register, value)
+        reloads = self._reloads_top(register, value)
+        flush = registers_flush(registers, register, value) or reloads
+        if reloads:
+            self._load_top(registers.cr3)
         if state.printed("ET12") and (registers.cr4 ^ pge) & CR4_PGE:
             flush = False
         pair = state.pair
@@ -175,6 +183,32 @@ class VirtualTlb:
             state.empty()
         elif registers.cr0 & CR0_WP and not wp:  # 952
             protect(state)
+
+    # ---- a top level in registers ----------------------------------------------------------------
+
+    def _reloads_top(self, register: int, value: int) -> bool:
+        registers = self.registers
+        held = self.state.spec.root_registers > 0
+        return held and reloads_top(registers.cr0, registers.cr4, register, value)
+
+    def _load_top(self, cr3: int) -> GeneralProtection | None:
+        """Load what the guest's CPU holds in registers; return why it refuses, if it does."""
+        if not self.registers.paging:
+            return None
+        entries = read_entries(self.state.spec, self.state.memory, cr3)
+        if isinstance(entries, GeneralProtection):
+            return entries
+        self.registers.top = entries
+        return None
+
+    def _hold(self) -> None:
+        """Note what the hardware's CR3, and its registers, hold from now on."""
+        self._loaded, self._held = self.root, self._top_of_root()
+
+    def _top_of_root(self) -> list[int]:
+        """Return the active entries that the CPU holds in registers while it is on this root."""
+        h = self.state.pair.of(self.state.user)
+        return [h.entry(h.root, index) for index in range(self.state.spec.root_registers)]
 
     # ---- secondary data of a VCPU: faults and events --------------------------------------------
 
@@ -209,19 +243,26 @@ class VirtualTlb:
         if not self.state.printed("ET5"):
             self._invalidate.page(gva)
 
-    def load_root(self, cr3: int) -> PlaceTraces | int:
+    def load_root(self, cr3: int) -> PlaceTraces | int | GeneralProtection:
         """Take a new CR3: everything is dropped; return the machine root of the present level."""
+        refused = self._load_top(cr3)
+        if refused is not None:
+            return refused
         self.handle(RootLoaded(cr3))
-        self._loaded = self.root
+        self._hold()
         return self.root
 
-    def load_mode(self, register: int, value: int) -> bool:
+    def load_mode(self, register: int, value: int) -> bool | GeneralProtection:
         """Take a new CR0 or CR4 (method 950 for CR0.WP); tell whether the hardware's modes change.
 
         They do with paging, PSE, PAE and PGE. After a change of mode the root may be another: ask
         `privilege`.
         """
         registers = self.registers
+        if self._reloads_top(register, value):
+            entries = read_entries(self.state.spec, self.state.memory, registers.cr3)
+            if isinstance(entries, GeneralProtection):
+                return entries
         before = (registers.cr0 & CR0_PG, registers.cr4 & (CR4_PSE | CR4_PAE | CR4_PGE))
         self.handle(ModeLoaded(register, value))
         return before != (registers.cr0 & CR0_PG, registers.cr4 & (CR4_PSE | CR4_PAE | CR4_PGE))
@@ -230,8 +271,10 @@ class VirtualTlb:
         """The VCPU entered or left user mode; return the root to load if it is another (512)."""
         before = self._loaded
         self.handle(LevelChanged(3 if user else 0))
-        self._loaded = self.root  # in another mode the pair may be another, too
-        return self.root if self.root != before else None
+        if self.root == before:  # in another mode the pair may be another, too
+            return None
+        self._hold()
+        return self.root
 
     # ---- stores to guest tables, other VCPUs: nothing to do -------------------------------------
 
@@ -300,8 +343,13 @@ class VirtualTlb:
         return self.state.pairs.storage.owing & ~(1 << self.vcpu_id)
 
     def take_reload(self) -> int | None:
-        """No top level of a virtual TLB is held in registers (`Scheme.paging_problem`)."""
-        return None
+        """Return the root to load again if its top entries, held in registers, have changed."""
+        if not self.state.spec.root_registers or not self.state.has_root:
+            return None
+        if self._loaded == self.root and self._held == self._top_of_root():
+            return None
+        self._hold()
+        return self.root
 
     def take_counts(self) -> dict[str, int]:
         return {}

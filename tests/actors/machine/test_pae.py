@@ -16,6 +16,7 @@ from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.machine import Machine
 from penumbra.actors.vmm.schemes import PRESETS
 from penumbra.actors.vmm.subvmm import SubVmm
+from penumbra.actors.vmm.vtlb.virtual_tlb import VirtualTlb
 from penumbra.guest.kernel.process import Thread
 from penumbra.guest.workloads.verify import ARENA_AT, SHARED_AT, WORD, expect
 from penumbra.hw import mmu_layout as m
@@ -23,7 +24,7 @@ from penumbra.hw.costs import CostProfile
 from penumbra.hw.formats import CR0_WP, PAGE_BYTES, A, D, P, U, W
 from penumbra.hw.operations import Load, LoadControl, SpinUntil, Store, Syscall
 
-SCHEMES = ("native", "shootdown", "patch")
+SCHEMES = ("native", "shootdown", "patch", "vtlb", "vtlb-smp", "vtlb-eager", "out-of-sync", "write-buffer", "nested")
 GIB = 1 << 30
 TURNS = 4
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
@@ -36,6 +37,13 @@ def left_by(summary: dict[str, Any]) -> list[tuple[Any, ...]]:
 def check_registers(machine: Machine) -> None:
     """Assert that each CPU holds what its shadow root says."""
     for submm, cpu in zip(machine.submms, machine.cpus, strict=bool(machine.submms)):
+        if isinstance(submm, VirtualTlb):
+            h = submm.state.pair.of(submm.state.user)
+            assert h.address == cpu.reg[m.R_ROOT] < 1 << 32
+            for index in range(4):
+                assert cpu.reg[m.R_TOP + index] == h.entry(h.root, index)
+            submm.check()
+            continue
         assert isinstance(submm, SubVmm)
         root = submm.space.root
         assert root is not None

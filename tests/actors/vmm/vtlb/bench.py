@@ -21,7 +21,7 @@ from penumbra.actors.vmm.shadow import FLUSH_ALL
 from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.actors.vmm.vtlb.tables import Hierarchy
 from penumbra.hw import operations as o
-from penumbra.hw.exits import PageFault
+from penumbra.hw.exits import GeneralProtection, PageFault
 from penumbra.hw.formats import (
     CR4_PGE,
     EFER_NXE,
@@ -123,6 +123,9 @@ class VtlbBench(Bench):
                 self._tell(other)
 
     def _tell(self, vcpu: int) -> None:
+        reload = self.vtlbs[vcpu].take_reload()
+        if reload is not None:
+            assert self.cpus[vcpu].load_root(reload) is None
         for gva in self.vtlbs[vcpu].take_flushes():
             self.log.append(Seen("flushed", vcpu, gva))
             if gva == FLUSH_ALL:
@@ -136,10 +139,13 @@ class VtlbBench(Bench):
         cpu.set_modes(wp=True, pse=True, pge=pge, nxe=nxe)
         cpu.flush_all()
 
-    def _load_mode(self, vcpu: int, register: int, value: int) -> None:
+    def _load_mode(self, vcpu: int, register: int, value: int) -> GeneralProtection | None:
         vtlb = self.vtlbs[vcpu]
         paged = vtlb.registers.paging
-        if vtlb.load_mode(register, value):
+        changed = vtlb.load_mode(register, value)
+        if isinstance(changed, GeneralProtection):
+            return changed
+        if changed:
             self._set_modes(vcpu)
         self._flush(vcpu)
         if vtlb.registers.paging != paged:
@@ -147,6 +153,7 @@ class VtlbBench(Bench):
         else:
             self.level(vcpu, False)
         self.oracle.event(vcpu, f"CR{register}", value)
+        return None
 
     def load_root(self, vcpu: int, address: int) -> None:
         """Load the hardware's CR3."""

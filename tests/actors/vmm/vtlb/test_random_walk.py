@@ -62,7 +62,7 @@ class ModalWalk(Walk):
 
 @pytest.mark.shows("I1", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "I11", "I12")
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("world", ["ia32", "x86-64"])
+@pytest.mark.parametrize("world", WORLDS)
 @settings(max_examples=25, deadline=None, suppress_health_check=TOO_SLOW)
 @given(script=steps())
 def test_whatever_a_guest_does_no_access_is_refused(
