@@ -75,7 +75,7 @@ def build_machine(
     for problem in (
         machine.problem(),
         scheme.problem(),
-        scheme.machine_problem(machine.paging, machine.tlb),
+        scheme.machine_problem(machine.tlb),
     ):
         if problem:
             raise ConfigurationError(problem)

@@ -49,6 +49,7 @@ from penumbra.actors.machine.seat import Seat
 from penumbra.actors.machine.submm import ConsumerRef
 from penumbra.actors.observe.events import EventKind
 from penumbra.actors.runtime import ActorRef
+from penumbra.actors.vmm.shared_shadow import mode_of
 from penumbra.actors.vmm.traces import WriteTraces
 from penumbra.actors.vmm.walk import GuestRegisters, registers_flush
 from penumbra.hw.control import reloads_top
@@ -354,12 +355,13 @@ class Monitored:
 
     def load_mode(self, register: int, value: int) -> GeneralProtection | None:
         self._event()
-        paged = self.registers.paging
+        paged, mode = self.registers.paging, mode_of(self.registers)
         reply = self._ask(ModeLoaded(register, value))
         if isinstance(reply, Refused):
             return GeneralProtection(reply.reason)
         # Who shares its shadow shares another one in another mode.
-        if self._shares or self.registers.paging != paged:
+        in_another = self._shares and mode_of(self.registers) != mode
+        if in_another or self.registers.paging != paged:
             return self._load_root(self.registers.cr3)
         if self._per_privilege:  # another mode may have another root
             self._ask(PrivilegeChanged(False))

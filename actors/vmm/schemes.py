@@ -173,10 +173,8 @@ class Scheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             )
         return None
 
-    def machine_problem(self, paging: str, tlb: str = "hardware") -> str | None:
+    def machine_problem(self, tlb: str) -> str | None:
         """Say in one line why this composition cannot run on such a machine, or None."""
-        if self.shadow == "shared" and paging == "pae":
-            return f"scheme {self.name!r} has no form for machine.paging {paging!r}"
         if self.shadow == "nested" and tlb == "software":
             return f"scheme {self.name!r} is a walk of the hardware's: not with machine.tlb {tlb!r}"
         return None

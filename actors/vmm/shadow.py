@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penumbra.actors.vmm.memory import MemoryManagement
-from penumbra.actors.vmm.walk import GuestRegisters
+from penumbra.actors.vmm.walk import REGISTERS, GuestRegisters
 from penumbra.hw.formats import PAGE_BYTES, PAGE_SHIFT, A, D, FormatSpec, P, W
 
 # Guest table gfn, level, fragment (-1: not one); and, if shadows are not shared by role, the place
@@ -91,6 +91,11 @@ class ShadowSpace:
     def enter(self, registers: GuestRegisters) -> bool:
         """Use the tables of a VCPU's present mode; tell whether others have made some of them."""
         return False
+
+    @property
+    def own_root(self) -> Role:
+        """The role of this VCPU's root where the guest's top level is held in registers."""
+        return REGISTERS, self._spec.top, NO_FRAGMENT
 
     def roots(self) -> set[ShadowPage]:
         """Return the pages that a CPU's CR3 points at."""
@@ -189,7 +194,11 @@ class ShadowSpace:
         width = self._entry_bytes
         self._ram.store((page.pfn << PAGE_SHIFT) + index * width, width, value)
         if page.role[1] == self._top_in_registers:
-            self._reload = True
+            self._note_reload(page)
+
+    def _note_reload(self, page: ShadowPage) -> None:
+        """The CPU whose root this is holds its entries in registers: it has to load them again."""
+        self._reload = True
 
     def address(self, page: ShadowPage, index: int) -> int | None:
         """Return the first address an entry translates: FLUSH_ALL if several, None if none yet."""

@@ -27,7 +27,7 @@ from typing import TypeAlias
 
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.shadow import Role, ShadowPage, ShadowSpace
-from penumbra.actors.vmm.walk import GuestRegisters
+from penumbra.actors.vmm.walk import REGISTERS, GuestRegisters
 from penumbra.hw.formats import CR4_PAE, CR4_PGE, CR4_PSE, EFER_NXE, FormatSpec
 
 Mode: TypeAlias = tuple[bool, int, int]
@@ -131,6 +131,14 @@ class SharedShadowSpace(ShadowSpace):
             self._pages, self._by_table, self._rmap = tables.pages, tables.by_table, tables.rmap
             super().forget_frame(gfn)
         self._pages, self._by_table, self._rmap = own
+
+    @property
+    def own_root(self) -> Role:
+        return REGISTERS, self._spec.top, self._company.views.index(self)
+
+    def _note_reload(self, page: ShadowPage) -> None:
+        for view in self._company.views:
+            view._reload |= view.root is page
 
     def roots(self) -> set[ShadowPage]:
         return {view.root for view in self._company.views if view.root is not None}

@@ -232,6 +232,8 @@ class SubVmm:
         if lifted:
             return PlaceTraces(tuple(lifted))
         self.event_all()
+        if self.space.enter(self.registers):
+            self._follower.drop_shadows()
         self.registers.cr3, self.registers.top = cr3, entries
         enter_entries(self._spec, self.space, self.registers)
         self.shared.roots[self.vcpu_id] = REGISTERS

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from penumbra.actors.vmm.memory import MemoryManagement
 from penumbra.actors.vmm.shadow import NO_FRAGMENT, ShadowPage, ShadowSpace
-from penumbra.actors.vmm.walk import REGISTERS, GuestRegisters
+from penumbra.actors.vmm.walk import GuestRegisters
 from penumbra.hw.exits import GeneralProtection
 from penumbra.hw.formats import PAGE_SHIFT, FormatSpec, P
 
@@ -53,7 +53,7 @@ def enter_entries(spec: FormatSpec, space: ShadowSpace, registers: GuestRegister
     the CPU's root, which flushes what the links taken away here led to.
     """
     top = spec.top
-    root = space.root or space.create((REGISTERS, top, NO_FRAGMENT), low=True)
+    root = space.find(space.own_root) or space.create(space.own_root, low=True)
     space.root = root
     root.va_base = 0
     if not registers.paging:

@@ -23,11 +23,6 @@ FAMILIES = ("native", "shootdown", "patch", "vtlb", "write-buffer", "out-of-sync
 CORE = ("native", "shootdown", "patch")
 
 
-def families(paging: str) -> tuple[str, ...]:
-    """Return those of `FAMILIES` that have a form for a paging format."""
-    return tuple(name for name in FAMILIES if not PRESETS[name].machine_problem(paging))
-
-
 SMALL_STORM = named_workload("fork-storm", depth=1, pages=4, rounds=1)
 SMALL_CHURN = named_workload("mmap-churn", steps=15, pages=6)
 SMALL_STRESS = named_workload("shootdown-stress", threads=2, rounds=3, pages=2)

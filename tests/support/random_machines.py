@@ -178,9 +178,7 @@ def cases() -> SearchStrategy[RunConfig]:
 def refusal(case: RunConfig) -> str | None:
     """Say why a machine refuses to be built so, or None."""
     machine, scheme = case.machine, case.scheme
-    return (
-        machine.problem() or scheme.problem() or scheme.machine_problem(machine.paging, machine.tlb)
-    )
+    return machine.problem() or scheme.problem() or scheme.machine_problem(machine.tlb)
 
 
 def drawn(number: int) -> RunConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from machines import CORE, families, run_machine, scheme_with, workload_of
+from machines import CORE, FAMILIES, run_machine, scheme_with, workload_of
 from small_programs import SmallProgram, map_pages
 
 from penumbra.guest.workloads.verify import ARENA_AT, SHARED_AT, WORD, expect
@@ -30,14 +30,14 @@ def left_by(summary: dict[str, Any]) -> list[tuple[int, str, int, str]]:
 @pytest.mark.parametrize(
     ("paging", "vcpus", "tlb", "capacity", "schemes"),
     [
-        ("ia32", 1, 8, 1, families("ia32")),
+        ("ia32", 1, 8, 1, FAMILIES),
         ("ia32", 2, 16, 64, CORE),
         ("ia32", 4, 8, 2, CORE),
-        ("pae", 2, 16, 1, families("pae")),
+        ("pae", 2, 16, 1, FAMILIES),
         ("pae", 4, 8, 64, CORE),
         ("x86-64", 1, 8, 64, CORE),
         ("x86-64", 2, 16, 2, CORE),
-        ("x86-64", 4, 8, 1, families("x86-64")),
+        ("x86-64", 4, 8, 1, FAMILIES),
     ],
     ids=lambda value: str(len(value)) if isinstance(value, tuple) else str(value),
 )

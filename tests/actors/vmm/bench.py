@@ -44,7 +44,7 @@ from penumbra.actors.vmm.schemes import (
     WriteBufferOptions,
 )
 from penumbra.actors.vmm.shadow import FLUSH_ALL, ShadowPage
-from penumbra.actors.vmm.shared_shadow import Company
+from penumbra.actors.vmm.shared_shadow import Company, mode_of
 from penumbra.actors.vmm.subvmm import SubVmm
 from penumbra.hw import mmu_layout as m
 from penumbra.hw import operations as o
@@ -323,12 +323,14 @@ class Bench:
 
     def _load_mode(self, vcpu: int, register: int, value: int) -> GeneralProtection | None:
         self.tell_logged()
+        mode = mode_of(self.submms[vcpu].registers)
         refused = self.submms[vcpu].load_mode(register, value)
         if isinstance(refused, GeneralProtection):
             return refused
         self._set_modes(vcpu)
         self._flush(vcpu)
-        if self.submms[vcpu].shared.company is not None:
+        in_another = mode_of(self.submms[vcpu].registers) != mode
+        if self.submms[vcpu].shared.company is not None and in_another:
             self._load_root(vcpu, self.submms[vcpu].registers.cr3)
         self.oracle.event(vcpu, f"CR{register}", value)
         return None
@@ -502,12 +504,12 @@ class Bench:
         cpu.flush_all()
 
     def _flush(self, vcpu: int) -> None:
-        space = self.submms[vcpu].space
-        if space.take_reload() and space.root is not None:
-            self.log.append(Seen("reloaded", vcpu))
-            assert self.cpus[vcpu].load_root(space.root.pfn << PAGE_SHIFT) is None
         shared = self.submms[vcpu].shared.company is not None
         for each in range(len(self.cpus)) if shared else (vcpu,):
+            space = self.submms[each].space
+            if space.take_reload() and space.root is not None:
+                self.log.append(Seen("reloaded", each))
+                assert self.cpus[each].load_root(space.root.pfn << PAGE_SHIFT) is None
             for gva in self.submms[each].take_flushes():
                 if gva == FLUSH_ALL:
                     self.cpus[each].flush_all()

@@ -302,8 +302,7 @@ class Walk:
 
 @pytest.mark.shows("V2", "V5", "V6", "P3", "P4", "P5", "P10", "W1", "W2", "W3", "W5", "W6")
 @pytest.mark.parametrize(
-    ("world", "scheme"),
-    [(w, s) for w in WORLDS for s in SCHEMES if not SCHEMES[s].machine_problem(w)],
+    ("world", "scheme"), [(world, scheme) for world in WORLDS for scheme in SCHEMES]
 )
 @settings(max_examples=16, deadline=None, suppress_health_check=TOO_SLOW)
 @given(script=steps())
