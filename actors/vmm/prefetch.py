@@ -48,6 +48,7 @@ class Prefetch:
         target = (entry & spec.frame_mask) >> PAGE_SHIFT
         value = derive_leaf(spec, entry, target, shared.memory, shared.traces, parts.registers)
         if value:
+            shared.unsync.note_fill(parts.vcpu_id, gfn)
             parts.space.set_leaf(page, index, value, target)
             parts.counts["prefetch"] += 1
         elif news:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from machines import (
     SMALL_CHURN,
@@ -102,3 +103,13 @@ def test_small_and_large_machines_run_right(
         assert run[1]["progress"] == bare[1]["progress"]
         if workload is SMALL_CHURN:  # the other one reads what is being taken away
             assert run[1]["processes"] == bare[1]["processes"]
+
+
+@pytest.mark.shows("S2")
+def test_a_leaf_taken_at_invlpg_from_a_table_out_of_sync_is_known_to_be_behind() -> None:
+    preset = scheme_with("out-of-sync", prefetch_invlpg=True)
+    scheme = msgspec.structs.replace(preset, propagate="patch", apply="invalidate")
+    _, summary, verdict = run_machine(SMALL_STRESS, scheme, vcpus=1)  # and every part is checked
+    assert verdict is not None
+    assert verdict.coherent, verdict.explain()
+    assert summary["counters"]["prefetch"]
