@@ -53,6 +53,7 @@ def test_gaps_are_counted_either_way() -> None:
     assert f.largest_gap_percent(runs) == pytest.approx(200)
     assert f.largest_ratio(runs) == 3
     assert f.reads_per_walk([made_up(1, walk_read=60, walk=15)]) == 4
+    assert f.reads_per_walk([made_up(1, walk_read=60, second_read=300, walk=15)]) == 24
 
 
 def test_a_store_hits_when_its_vcpus_last_one_went_to_the_same_page() -> None:
