@@ -41,7 +41,7 @@ class Frames:
         self._flags = flags
         self._n_frames = len(self._bytes) // _FRAME_BYTES
         self._pfns: dict[int, int] = {}
-        self._guests: dict[int, list[int]] = {}
+        self._guests: dict[int, tuple[int, ...]] = {}
         self._away: dict[int, npt.NDArray[np.unsignedinteger]] = {}
         self._empty = np.zeros(self._per_frame, self._dtype)
         self._devices: dict[int, int] = {}
@@ -69,7 +69,7 @@ class Frames:
 
     def guests_of(self, pfn: int) -> Sequence[int]:
         """Return the guest frames that lie in a machine frame."""
-        return tuple(self._guests.get(pfn, ()))
+        return self._guests.get(pfn, ())
 
     def serves(self, pfn: int, gfn: int) -> bool:
         """Tell whether `pfn` is what an access to `gfn` must reach: without a grant, nothing."""
@@ -84,6 +84,17 @@ class Frames:
         """Note that a guest frame is a device, which answers as `pfn`, where no RAM is."""
         assert gfn not in self._pfns and pfn >= self._n_frames
         self._devices[gfn] = pfn
+
+    def grant_all(self, pfns: Sequence[int]) -> None:
+        """Put guest frames 0, 1, 2 ... where nothing has been granted or watched yet."""
+        assert not self._pfns and not self._away and not self._watched
+        where = np.asarray(pfns)
+        gfns = np.flatnonzero(where >= 0)
+        granted = where[gfns].tolist()
+        self._pfns = dict(zip(gfns.tolist(), granted, strict=True))
+        self._guests = dict(zip(granted, zip(gfns.tolist(), strict=True), strict=True))
+        self._away = dict.fromkeys(np.flatnonzero(where == AWAY).tolist(), self._empty)
+        assert len(self._guests) == len(granted), "two guest frames in one machine frame"
 
     def grant(self, gfn: int, pfn: int) -> int:
         """Put a guest frame into a machine frame; NO_FRAME: it is no RAM.
@@ -100,11 +111,11 @@ class Frames:
             self._away.pop(gfn, None)
         before = self._pfns.pop(gfn, NO_FRAME)
         if before != NO_FRAME:
-            self._guests[before].remove(gfn)
+            self._guests[before] = tuple(one for one in self._guests[before] if one != gfn)
             self._set_flag(before)
         if pfn >= 0:
             self._pfns[gfn] = pfn
-            self._guests.setdefault(pfn, []).append(gfn)
+            self._guests[pfn] = (*self._guests.get(pfn, ()), gfn)
             self._set_flag(pfn)
         return before
 

@@ -18,6 +18,7 @@ present tables, whose answer is remembered; else the search of all that may stil
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +107,11 @@ class Oracle:
         )
 
     # Taps: the guest's memory and registers
+
+    def grant_all(self, pfns: Sequence[int]) -> None:
+        """Grant guest frames 0, 1, 2 ... as `grant` does, before anything else has happened."""
+        self._tables.now += len(pfns) - pfns.count(NO_FRAME)
+        self._tables.frames.grant_all(pfns)
 
     def grant(self, gfn: int, pfn: int) -> None:
         """A guest frame lies in machine frame `pfn` from now on.

@@ -25,7 +25,7 @@ from penumbra.actors.machine.config import MachineConfig
 from penumbra.actors.machine.mappings import Mappings, NoMappings
 from penumbra.actors.machine.observer import Observer, Taps
 from penumbra.actors.observe.events import EventKind
-from penumbra.actors.vmm.memory import ABSENT, MemoryManagement
+from penumbra.actors.vmm.memory import UNBACKED, MemoryManagement
 from penumbra.actors.vmm.residents import FramePool, Residents
 from penumbra.actors.vmm.secondary import SecondaryData
 from penumbra.actors.vmm.traces import WriteTraces
@@ -68,8 +68,10 @@ class FixedFrames:
 
     def start(self) -> None:
         if self._taps is not None:
+            pfns = [UNBACKED] * self._memory.n_guest_frames
             for pfn, gfn in self._memory.guest_of.items():
-                self._taps.grant(gfn, pfn)
+                pfns[gfn] = pfn
+            self._taps.grant_all(pfns)
 
     def attach(self, mappings: Mappings) -> None:
         pass
@@ -130,11 +132,12 @@ class FrameKeeper:
         return len(self._residents)
 
     def start(self) -> None:
-        for gfn, pfn in enumerate(self._memory.frame_map.tolist()):
+        pfns = self._memory.frame_map.tolist()
+        for gfn, pfn in enumerate(pfns):
             if pfn >= 0:
                 self._residents.arrive(gfn)
-            if pfn >= 0 or pfn == ABSENT:
-                self._grant(gfn)
+        if self._taps is not None:
+            self._taps.grant_all(pfns)
 
     def attach(self, mappings: Mappings) -> None:
         self._mappings = mappings

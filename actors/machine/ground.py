@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from penumbra.actors.machine.frames import SPARES
 from penumbra.actors.machine.hardware import Hardware
 from penumbra.actors.observe.events import EventLog
 from penumbra.actors.vmm.compose import monitor_frames
+from penumbra.actors.vmm.memory import scattered
 from penumbra.actors.vmm.residents import FramePool
 from penumbra.actors.vmm.schemes import Scheme
 from penumbra.guest.system import GuestSystem
@@ -78,8 +78,7 @@ def lay_out(
         return Ground(frames)
     if place is not None and place.pool is not None:
         return Ground(frames, absent=True, pool=place.pool)
-    own = list(range(hardware.ram.n_frames) if frames is None else frames)
-    random.Random(seed).shuffle(own)
+    own = scattered(range(hardware.ram.n_frames) if frames is None else frames, seed)
     n_pool = len(own) - monitor_frames(scheme, config.vcpus, n_guest_frames)
     owner = hardware.owner if place else None
     pool = FramePool((), owner)

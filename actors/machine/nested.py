@@ -1,5 +1,6 @@
 """What a VCPU with nested paging does about its translations: what bare hardware does, but for
-frames the second level lacks: holes, and devices, whose accesses the monitor makes itself.
+frames the second level lacks: holes, frames that are elsewhere or shared, and devices, whose
+accesses the monitor makes itself.
 
 Source: SDM vol. 3, 29.3; A40 ¶38.
 """

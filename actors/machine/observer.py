@@ -6,6 +6,7 @@ Observers never change what they observe: nothing here is read by a driver.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +33,9 @@ _NOTHING = np.zeros(m.REG_WORDS, np.int64).data
 
 class Taps(Protocol):
     """What the oracle is fed with; addresses as in `hw`: hpa, pfn machine, gfn guest."""
+
+    def grant_all(self, pfns: Sequence[int]) -> None:
+        """The first grants: where guest frames 0, 1, 2 ... lie; numbers as for `grant`."""
 
     def grant(self, gfn: int, pfn: int) -> None:
         """A guest frame is backed by a machine frame from now on.

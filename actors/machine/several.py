@@ -12,8 +12,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from penumbra.actors.check import Oracle, Verdict
 from penumbra.actors.machine.build import build_machine
 from penumbra.actors.machine.config import MachineConfig
@@ -24,6 +22,7 @@ from penumbra.actors.machine.kernel import KernelServices
 from penumbra.actors.machine.machine import Machine
 from penumbra.actors.observe.events import EventLog
 from penumbra.actors.vmm.compose import compose_buffer, monitor_frames
+from penumbra.actors.vmm.memory import scattered
 from penumbra.actors.vmm.residents import FramePool
 from penumbra.actors.vmm.schemes import Scheme
 from penumbra.guest.system import GuestSystem
@@ -141,14 +140,14 @@ class _Ground:
         )
         if config.host_frames:
             self._pool = FramePool((), self.hardware.owner)
-        scattered = np.random.default_rng(self._seed).permutation(n_frames)
+        own = scattered(range(n_frames), self._seed)
         for vm in range(config.vms):
-            frames = np.sort(scattered[vm * n_each : (vm + 1) * n_each])
+            frames = sorted(own[vm * n_each : (vm + 1) * n_each])
             self.hardware.owner[frames] = vm
-            self._shares.append(frames.tolist())
+            self._shares.append(frames)
             if self._pool is not None:
                 # Every VM brings its part; whose they are in the end is decided as they run.
-                share = scattered[vm * n_each : (vm + 1) * n_each].tolist()
+                share = own[vm * n_each : (vm + 1) * n_each]
                 self._shares[vm] = share[:n_monitor]
                 for pfn in share[n_monitor:]:
                     self._pool.give(pfn)

@@ -27,6 +27,13 @@ LOW = (1 << 32) >> PAGE_SHIFT
 _ZEROS = bytes(PAGE_BYTES)
 
 
+def scattered(frames: Sequence[int], seed: int) -> list[int]:
+    """Return machine frames in an order that depends on the seed alone, on every machine."""
+    keys = np.frombuffer(random.Random(seed).randbytes(8 * len(frames)), "<u8")
+    order: list[int] = np.asarray(frames, np.int64)[np.argsort(keys, kind="stable")].tolist()
+    return order
+
+
 class MonitorMemoryShortError(Exception):
     """No machine frame is left for a shadow page."""
 
@@ -67,7 +74,7 @@ class MemoryManagement:
         given = range(ram.n_frames) if frames is None else frames
         frames = list(gfns if own else given)
         if not identity:
-            random.Random(seed).shuffle(frames)
+            frames = scattered(frames, seed)
         self.ram = ram
         self.devices = devices
         assert not devices or devices.start >= max(n_guest_frames, ram.n_frames)
@@ -230,12 +237,16 @@ class MemoryManagement:
             del self._sharers[pfn]
 
     def check(self) -> None:
-        assert all(self.frame_view[gfn] == pfn for pfn, gfn in self.guest_of.items())
-        assert not set(self._free) & set(self.guest_of)
-        view = self.frame_map.tolist()
-        inside = {gfn: pfn for gfn, pfn in enumerate(view) if pfn >= 0}
-        found = {gfn: pfn for pfn in self.guest_of for gfn in self.guests(pfn)}
-        assert found == inside
+        view, n = self.frame_map, len(self.guest_of)
+        pfns = np.fromiter(self.guest_of, np.int64, n)
+        gfns = np.fromiter(self.guest_of.values(), np.int64, n)
+        assert np.array_equal(view[gfns], pfns)
+        assert not any(pfn in self.guest_of for pfn in self._free)
+        for pfn, sharers in self._sharers.items():
+            assert self.guest_of[pfn] == next(iter(sharers))
+            assert all(view[gfn] == pfn for gfn in sharers)
+        n += sum(len(sharers) - 1 for sharers in self._sharers.values())
+        assert n == np.count_nonzero(view >= 0), "a frame is used that nobody knows of"
         assert all(view[gfn] == ABSENT for gfn in self._kept)
         n_shared = sum(map(len, self._sharers.values()))
-        assert self.n_unready == view.count(ABSENT) + n_shared
+        assert self.n_unready == np.count_nonzero(view == ABSENT) + n_shared

@@ -52,10 +52,8 @@ class SecondLevel:
     def back(self, gpa: int) -> None:
         """Answer a violation: give the page what the VM has there, or nothing that reads as ones.
 
-        A frame that is absent has been brought before.
-
-        Where no frame is left for tables, those of holes are given up. Nothing needs to be
-        flushed: what is cached stays true.
+        A frame that is absent has been brought before. Where no frame is left for tables, those of
+        holes are given up. Nothing needs to be flushed: what is cached stays true.
         """
         gfn = gpa >> PAGE_SHIFT
         try:
@@ -63,10 +61,6 @@ class SecondLevel:
         except MonitorMemoryShortError:
             self._forget_holes()
             self._map(gfn)
-
-    def follow(self, gfn: int) -> None:
-        """Map a guest frame to where it lies now; every CPU of the VM has to flush after it."""
-        self._map(gfn)
 
     def forget(self, gfn: int) -> None:
         """Map a guest frame nowhere until it is touched; every CPU of the VM has to flush."""

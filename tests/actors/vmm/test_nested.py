@@ -52,9 +52,27 @@ def test_a_guest_that_touches_holes_everywhere_gets_no_more_than_its_share_of_ta
 def test_a_frame_that_was_moved_is_mapped_where_it_lies_now() -> None:
     memory, second = made()
     new, old = memory.take_frame(), memory.frame_view[7]
-    memory.frame_map[7] = new
-    del memory.guest_of[old]
-    memory.guest_of[new] = 7
-    second.follow(7)
+    second.forget(7)
+    assert second.entry(7) == 0
+    assert memory.move(7, new) == old
+    second.back(7 << 12)
     second.check()
     assert second.machine_address(7 << 12) >> PAGE_SHIFT == new
+
+
+@pytest.mark.shows("V3")
+def test_a_frame_that_others_share_is_mapped_read_only_until_it_is_its_own() -> None:
+    memory, second = made()
+    into = memory.frame_view[8]
+    for gfn in (7, 8):
+        second.forget(gfn)
+    old = memory.share(7, into)
+    assert old is not None
+    second.back(7 << 12)
+    assert second.entry(7) == into << PAGE_SHIFT | 0b101, "read and fetch"
+    second.forget(7)
+    memory.move(7, old)
+    second.back(7 << 12)
+    second.back(8 << 12)
+    second.check()
+    assert (second.entry(7), second.entry(8)) == (old << PAGE_SHIFT | 7, into << PAGE_SHIFT | 7)
