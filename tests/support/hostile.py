@@ -31,7 +31,7 @@ JUNK = st.recursive(
 
 @st.composite
 def spoilt(draw: st.DrawFn, whole: bytes) -> bytes:
-    """Cut a file, flip bytes of it, put noise inside, or take noise alone: never the file itself."""
+    """Cut a file, flip bytes, put noise inside, or take noise alone: never the file itself."""
     octets = draw(_spoilt(whole))
     assume(octets != whole)  # two flips of one byte may undo each other
     return octets
