@@ -186,8 +186,10 @@ def follow(seat: Seat, commands: Connection) -> None:
     for entry in range(N_ENTRIES):
         worker.read(entry)
     while n := commands.recv():
-        while primary[N_ENTRIES] < n:
-            worker.wait()
+        while (followed := primary[N_ENTRIES]) < n:
+            # An event may take the patch of a store made after `done` was read: its bell is gone.
+            if max(primary[:N_ENTRIES]) <= followed:
+                worker.wait()
             done = max(primary[:N_ENTRIES])
             worker.event()
             primary[N_ENTRIES] = done
