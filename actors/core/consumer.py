@@ -365,7 +365,7 @@ class Consumer:
                 words[marks + k * stride] = 0  # 878
             self._freed |= len(patches) > before
             self._applied[producer] += len(patches) - before
-        for at, (k, base, offset, derived, source, usefulness) in enumerate(slots):
+        for at, (k, base, offset, derived, source, usefulness) in enumerate(slots):  # what is left
             if at * FIELDS < n_known or covers is None or covers(base, offset):  # 868
                 patches.append(Patch(base, offset, derived, source, usefulness, producer, k))
                 self._applied[producer] += 1

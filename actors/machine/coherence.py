@@ -255,11 +255,8 @@ class Monitored:
             if isinstance(reply, MachineChecked):
                 self.note_exit("machine check")
                 return reply
-            if isinstance(reply, FrameWanted):
-                self._frames.want(reply.gfn, reply.write)
-                continue
-            assert isinstance(reply, TracesWanted)
-            self._place(reply.gfns)
+            assert isinstance(reply, FrameWanted | TracesWanted)
+            self._provide(reply)
 
     def tlb_miss(
         self, miss: TlbMiss, work: Operation, user: bool
@@ -296,11 +293,15 @@ class Monitored:
                 return reply.ran
             if isinstance(reply, TruePageFault):
                 return reply
-            if isinstance(reply, FrameWanted):
-                self._frames.want(reply.gfn, reply.write)
-                continue
-            assert isinstance(reply, TracesWanted)
-            self._place(reply.gfns)
+            assert isinstance(reply, FrameWanted | TracesWanted)
+            self._provide(reply)
+
+    def _provide(self, wanted: FrameWanted | TracesWanted) -> None:
+        """Do what passive code cannot, and needs before it is asked again."""
+        if isinstance(wanted, FrameWanted):
+            self._frames.want(wanted.gfn, wanted.write)
+        else:
+            self._place(wanted.gfns)
 
     def _traced_store(self, user: bool) -> None:
         """Count how a store to a traced page came here: translated code is the kernel's only."""
