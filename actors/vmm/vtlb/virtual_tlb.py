@@ -125,17 +125,23 @@ class VirtualTlb:
 
     # ---- method 500 -----------------------------------------------------------------------------
 
-    def handle(self, event: Event) -> Answer | None:
-        """Evaluate an event and do what it asks for (504, 506); only a fault has an answer."""
+    def handle(self, event: Event) -> Answer | GeneralProtection | None:
+        """Evaluate an event and do what it asks for (504, 506).
+
+        Only a fault has an answer, and a load of a register that the guest's CPU refuses: that
+        changed nothing.
+        """
         if isinstance(event, TaskSwitched) and not self.state.printed("ET11"):
-            self._manipulated(RootLoaded(event.cr3))  # first: then the hierarchy is chosen
+            refused = self._manipulated(RootLoaded(event.cr3))  # first: then a hierarchy is chosen
+            if refused is not None:
+                return refused
         if isinstance(event, LevelChanged | TaskSwitched):  # 508
             sensitive = self.state.is_user(event.level) != self.state.user  # 510
             self.state.level = event.level
             if sensitive or isinstance(event, TaskSwitched):
                 self._loaded = self.root  # 512
         elif isinstance(event, RootLoaded | PageInvalidated | ModeLoaded):  # 514
-            self._manipulated(event)  # 516
+            return self._manipulated(event)  # 516
         elif isinstance(event, PageFaulted):  # 522
             return self._page_fault.answer(event.gva, event.kind, event.user)  # 524, 518, 516
         return None
@@ -145,12 +151,15 @@ class VirtualTlb:
         """Machine address of the hierarchy of the present privilege: what CR3 is to hold."""
         return self.state.pair.of(self.state.user).address
 
-    def _manipulated(self, event: RootLoaded | PageInvalidated | ModeLoaded) -> None:
-        """Make the active entries follow the guest's TLB manipulation (516)."""
-        state = self.state
+    def _manipulated(
+        self, event: RootLoaded | PageInvalidated | ModeLoaded
+    ) -> GeneralProtection | None:
+        """Make the active entries follow the guest's TLB manipulation (516), if it is allowed."""
+        state, refused = self.state, self._load_top(event)
+        if refused is not None:
+            return refused
         if isinstance(event, RootLoaded):
             state.registers.cr3 = event.cr3
-            self._load_top(event.cr3)
             state.join()
             if state.options.working_set:
                 self.conformer.conform()
@@ -158,7 +167,7 @@ class VirtualTlb:
             else:
                 state.empty()
         elif isinstance(event, ModeLoaded):
-            self._load_mode(event.register, event.value)
+            self._load_mode(event)
         elif state.options.drop == "all":
             state.empty()
             state.flushes.append(event.gva)
@@ -167,14 +176,13 @@ class VirtualTlb:
         if state.options.fill == "eager":
             self._eager.fill()
             self.n_filled += 1
+        return None
 
-    def _load_mode(self, register: int, value: int) -> None:
+    def _load_mode(self, event: ModeLoaded) -> None:
         state, registers = self.state, self.state.registers
         wp, pge = registers.cr0 & CR0_WP, registers.cr4 & CR4_PGE
-        reloads = self._reloads_top(register, value)
-        flush = registers_flush(registers, register, value) or reloads
-        if reloads:
-            self._load_top(registers.cr3)
+        reloads = self._loads_top(event)
+        flush = registers_flush(registers, event.register, event.value) or reloads
         if state.printed("ET12") and (registers.cr4 ^ pge) & CR4_PGE:
             flush = False
         pair = state.pair
@@ -186,15 +194,22 @@ class VirtualTlb:
 
     # ---- a top level in registers ----------------------------------------------------------------
 
-    def _reloads_top(self, register: int, value: int) -> bool:
+    def _loads_top(self, event: RootLoaded | PageInvalidated | ModeLoaded) -> bool:
+        """Tell whether the guest's CPU loads registers of the top level."""
         registers = self.registers
-        held = self.state.spec.root_registers > 0
-        return held and reloads_top(registers.cr0, registers.cr4, register, value)
+        if not self.state.spec.root_registers or isinstance(event, PageInvalidated):
+            return False
+        if isinstance(event, RootLoaded):
+            return registers.paging
+        return reloads_top(registers.cr0, registers.cr4, event.register, event.value)
 
-    def _load_top(self, cr3: int) -> GeneralProtection | None:
+    def _load_top(
+        self, event: RootLoaded | PageInvalidated | ModeLoaded
+    ) -> GeneralProtection | None:
         """Load what the guest's CPU holds in registers; return why it refuses, if it does."""
-        if not self.registers.paging:
+        if not self._loads_top(event):
             return None
+        cr3 = event.cr3 if isinstance(event, RootLoaded) else self.registers.cr3
         entries = read_entries(self.state.spec, self.state.memory, cr3)
         if isinstance(entries, GeneralProtection):
             return entries
@@ -215,7 +230,7 @@ class VirtualTlb:
     def fault(self, gva: int, kind: int, user: bool) -> Outcome:
         """Answer a hardware page fault (method 700)."""
         answer = self.handle(PageFaulted(gva, kind, user))
-        assert answer is not None
+        assert answer is not None and not isinstance(answer, GeneralProtection)
         return answer
 
     def guest_address(
@@ -245,10 +260,9 @@ class VirtualTlb:
 
     def load_root(self, cr3: int) -> PlaceTraces | int | GeneralProtection:
         """Take a new CR3: everything is dropped; return the machine root of the present level."""
-        refused = self._load_top(cr3)
-        if refused is not None:
+        refused = self.handle(RootLoaded(cr3))
+        if isinstance(refused, GeneralProtection):
             return refused
-        self.handle(RootLoaded(cr3))
         self._hold()
         return self.root
 
@@ -259,12 +273,10 @@ class VirtualTlb:
         `privilege`.
         """
         registers = self.registers
-        if self._reloads_top(register, value):
-            entries = read_entries(self.state.spec, self.state.memory, registers.cr3)
-            if isinstance(entries, GeneralProtection):
-                return entries
         before = (registers.cr0 & CR0_PG, registers.cr4 & (CR4_PSE | CR4_PAE | CR4_PGE))
-        self.handle(ModeLoaded(register, value))
+        refused = self.handle(ModeLoaded(register, value))
+        if isinstance(refused, GeneralProtection):
+            return refused
         return before != (registers.cr0 & CR0_PG, registers.cr4 & (CR4_PSE | CR4_PAE | CR4_PGE))
 
     def privilege(self, user: bool) -> int | None:
