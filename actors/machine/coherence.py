@@ -12,11 +12,11 @@ from typing import Protocol
 from penumbra.actors.machine.control import Control
 from penumbra.actors.machine.frames import FramesOf
 from penumbra.actors.machine.logged import WriteBuffers
+from penumbra.actors.machine.mappings import give_trace_up
 from penumbra.actors.machine.messages import (
     Complete,
     ConsumerOrder,
     ConsumerReply,
-    DropTable,
     EmulateStore,
     FaultDelivered,
     Followed,
@@ -331,11 +331,7 @@ class Monitored:
             self._untrace(gfn)
 
     def _untrace(self, gfn: int) -> None:
-        for consumer in self._consumers:
-            consumer.ask_nowait(DropTable(gfn))
-        self._traces.remove(gfn)
-        self._observer.count(self._vcpu, "trace_removed")
-        self._observer.note(self._vcpu, EventKind.TRACE_REMOVED, 0, gfn)
+        give_trace_up(gfn, self._consumers, self._traces, self._observer, self._vcpu)
 
     def deliver(self, gva: int) -> None:
         self._event()

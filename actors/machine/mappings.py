@@ -22,6 +22,21 @@ from penumbra.actors.vmm.nested import SecondLevel
 from penumbra.actors.vmm.traces import WriteTraces
 
 
+def give_trace_up(
+    gfn: int,
+    consumers: Sequence[ConsumerRef],
+    traces: WriteTraces,
+    observer: Observer,
+    vcpu_id: int,
+) -> None:
+    """Trace a guest table no more, at a VCPU's expense: first all that is derived from it goes."""
+    for consumer in consumers:
+        consumer.ask_nowait(DropTable(gfn))
+    traces.remove(gfn)
+    observer.count(vcpu_id, "trace_removed")
+    observer.note(vcpu_id, EventKind.TRACE_REMOVED, 0, gfn)
+
+
 class Mappings(Protocol):
     """All that maps the guest frames of one VM. Each change is in force on return, on every CPU."""
 
@@ -71,13 +86,8 @@ class ShadowMappings:
 
     def untrace(self, gfn: int) -> None:
         self._tell_logged()
-        if not self._traces.is_table(gfn):
-            return
-        for consumer in self._consumers:
-            consumer.ask_nowait(DropTable(gfn))
-        self._traces.remove(gfn)
-        self._observer.count(self._running(), "trace_removed")
-        self._observer.note(self._running(), EventKind.TRACE_REMOVED, 0, gfn)
+        if self._traces.is_table(gfn):
+            give_trace_up(gfn, self._consumers, self._traces, self._observer, self._running())
 
     def _tell_logged(self) -> None:
         for gfn in self._buffers.tell_all(self._running()):
